@@ -21,9 +21,7 @@ ID_VERSION = 1
 ACC_UNIT = "percent"  # accuracies are 0..100 everywhere (algorithms: section 0)
 
 Loss = Literal["kd", "kd_paper", "ce"]
-Init = Literal[
-    "copy_paste_first", "copy_paste_last", "copy_paste_uniform", "copy_paste_uniform_last", "scratch"
-]
+Init = Literal["copy_paste_first", "copy_paste_last", "copy_paste_uniform", "copy_paste_uniform_last", "scratch"]
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - a walk over arbitrary JSON-able values

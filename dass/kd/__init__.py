@@ -1,0 +1,1 @@
+"""Knowledge distillation: the loss, the teacher, and cohorts of students trained in lockstep."""

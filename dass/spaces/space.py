@@ -1,5 +1,6 @@
 """The contract of a search space: what a student may be, and every move on students."""
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -15,7 +16,9 @@ class SearchSpace(Protocol):
     Every student in the space is a slice of the largest one. All randomness comes from the generator handed in.
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The preset's name; part of what a predictor must match."""
 
     @property
     def size(self) -> int:
@@ -45,6 +48,9 @@ class SearchSpace(Protocol):
 
     def encode(self, student: Student) -> torch.Tensor:
         """The one-hot architecture vector, float32 of length `encoding_dim`."""
+
+    def encode_many(self, students: Sequence[Student]) -> torch.Tensor:
+        """The vectors of `encode` as rows, float32 (n, encoding_dim), in the order of `students`."""
 
     def decode(self, vector: torch.Tensor) -> Student:
         """The student of a one-hot vector; SpaceError when the vector is not one that `encode` can give."""

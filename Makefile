@@ -1,0 +1,43 @@
+# Two commands for a fresh machine with Python 3.11, git and make:
+#   make quickstart    set up a virtual environment and run the whole way on real images
+#   make test          set up, then check (ruff, mypy, design rules) and test
+PYTHON ?= python3.11
+STORE ?= dass-store
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: quickstart test check format lock clean
+
+quickstart: $(READY)
+	$(BIN)/python -m jobs quickstart --store $(STORE)
+
+test: check
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/design
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The environment is made anew when the lock file or the project's metadata changes.
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $(READY)
+
+# Rewrites the lock file from pyproject.toml; plain versions only, so that it installs anywhere.
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet torch==2.13.0
+	.venv-lock/bin/python -m pip install --quiet --editable '.[dev]'
+	{ echo "# Written by 'make lock' from pyproject.toml."; .venv-lock/bin/python -m pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' | grep -vE '^(nvidia-|triton|-e )'; } > requirements.lock
+	rm -rf .venv-lock
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,60 @@
+"""States of runs under way: checkpoints/<run_id>/<token>, one object per lease of a run.
+
+A lane overwrites the object of its own token only, and a new lease goes on from the highest token there is, so a lane
+that was overtaken writes where nobody reads. Checkpoints go once the record is durable.
+"""
+
+from collections.abc import Collection
+
+from cluster.objects import ObjectStore
+from cluster.queue import Saved, Token
+from dass.errors import StoreError
+from dass.kd.cohort import Position, state_position
+
+FOLDER = "checkpoints/"
+
+
+def put_checkpoint(store: ObjectStore, run_id: str, token: Token, state: bytes) -> None:
+    """Write the state of a run under a lease's token, over an earlier one of the same lease."""
+    store.put(_key(run_id, token), state)
+
+
+def get_checkpoint(store: ObjectStore, run_id: str, token: Token) -> bytes:
+    """The state of a run that the lease `token` wrote; ObjectNotFoundError when there is none."""
+    return store.get(_key(run_id, token))
+
+
+def find_saved(store: ObjectStore, run_ids: Collection[str]) -> dict[str, Saved]:
+    """For each of the runs that has a usable checkpoint the one of the highest token, with the position it holds.
+
+    A damaged checkpoint is passed over in favour of an older one: it costs steps, never a result.
+    """
+    tokens: dict[str, list[Token]] = {}
+    for key in store.list(FOLDER):
+        run_id, _, token = key.removeprefix(FOLDER).partition("/")
+        tokens.setdefault(run_id, []).append(Token.parse(token))
+    found: dict[str, Saved] = {}
+    for run_id in run_ids:
+        for token in sorted(tokens.get(run_id, ()), reverse=True):
+            if (position := _position(store, run_id, token)) is not None:
+                found[run_id] = Saved(token, position)
+                break
+    return found
+
+
+def remove_checkpoints(store: ObjectStore, run_id: str) -> None:
+    """Remove all checkpoints of a run."""
+    for key in list(store.list(f"{FOLDER}{run_id}/")):
+        store.delete(key)
+
+
+def _position(store: ObjectStore, run_id: str, token: Token) -> Position | None:
+    try:
+        saved_id, position = state_position(get_checkpoint(store, run_id, token))
+    except StoreError:
+        return None
+    return position if saved_id == run_id else None
+
+
+def _key(run_id: str, token: Token) -> str:
+    return f"{FOLDER}{run_id}/{token}"

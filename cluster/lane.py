@@ -1,0 +1,200 @@
+"""One lane's work: lease a cohort, train it, leave records; nothing here knows how the lane was started.
+
+    task and teacher from the store -> saved states -> cohorts by position -> train
+
+and at each yield: the records of the runs that ended, a heartbeat, and now and then a checkpoint of every run under the
+lease's token. A lease that is lost is dropped at once: somebody else trains those runs now.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import ray
+import torch
+
+from cluster.checkpoints import get_checkpoint, put_checkpoint, remove_checkpoints
+from cluster.database import RunDatabase
+from cluster.documents import get_task
+from cluster.events import EventLog
+from cluster.objects import open_store
+from cluster.packs import get_pack
+from cluster.plan import FailureKind, cut_cohorts
+from cluster.queue import Lease, LeaseState
+from cluster.runtime import code_version, device_name, versions
+from cluster.settings import LaneConfig
+from cluster.teachers import load_teacher
+from cluster.weights import put_weights
+from dass.cost import count_macs, count_params
+from dass.data.batches import ResidentBatches
+from dass.data.pack import Pack
+from dass.errors import StoreError
+from dass.kd.cohort import Cohort, Ended, Position, state_position
+from dass.records import Provenance, Record, Status, Task
+
+WAIT_S = 0.5
+
+
+@dataclass(frozen=True)
+class LaneJob:
+    """What a lane must be told; plain values, because they cross from the driver's process to the lane's."""
+
+    store_url: str
+    queue: str
+    settings: LaneConfig
+    keep_weights: bool = False
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "LaneJob":
+        """The job whose `dataclasses.asdict` this is."""
+        return cls(**{**value, "settings": LaneConfig(**value["settings"])})
+
+
+class Lane:
+    """Works until the queue is empty.
+
+    Args:
+        name: the lane's, as the queue and the events know it.
+        job: what to do.
+        queue: handle of the queue's actor.
+    """
+
+    def __init__(self, name: str, job: LaneJob, queue: Any) -> None:  # noqa: ANN401 - Ray's handles have no static type
+        self._name = name
+        self._job = job
+        self._queue = queue
+        self._store = open_store(job.store_url)
+        self._database = RunDatabase(self._store)
+        self._events = EventLog(self._store, name)
+        self._device = torch.device("cuda" if job.settings.gpus > 0 else "cpu")
+        self._memory_format = (
+            torch.channels_last if job.settings.memory_format == "channels_last" else torch.contiguous_format
+        )
+        self._pack: Pack | None = None
+
+    def work(self) -> None:
+        """Lease and train until nothing is left.
+
+        Raises:
+            StoreError: the store fails; Ray Train starts the lane again, and the runs go on from their checkpoints.
+        """
+        torch.set_num_threads(self._job.settings.threads)
+        ray.get(self._queue.release.remote(self._name))  # what an earlier life of this lane held
+        with self._events:
+            while True:
+                reply = ray.get(self._queue.lease.remote(self._name, self._job.settings.cohort_size))
+                if reply.state is LeaseState.EMPTY:
+                    return
+                if reply.state is LeaseState.WAIT:
+                    time.sleep(WAIT_S)
+                else:
+                    self._train_lease(reply.lease)
+
+    def _train_lease(self, lease: Lease) -> None:
+        """Train the runs of a lease; a failure of a run's own goes back to the queue, one of the store ends the lane."""
+        try:
+            task = get_task(self._store, lease.runs[0].task)
+            data = ResidentBatches.of(self._load_pack(task), task, self._device)
+            teacher_id = lease.runs[0].teacher
+            teacher = None if teacher_id is None else load_teacher(self._database, teacher_id)
+            states = self._load_states(lease)
+            positions = {run_id: state_position(state)[1] for run_id, state in states.items()}
+            for runs in cut_cohorts(lease.runs, positions, len(lease.runs)):
+                cohort = Cohort(
+                    runs,
+                    data,
+                    teacher,
+                    states={run.id: states[run.id] for run in runs if run.id in states},
+                    keep_weights=self._job.keep_weights or teacher is None,
+                    yield_every=self._job.settings.yield_every,
+                    memory_format=self._memory_format,
+                )
+                if not self._train_cohort(lease, cohort, task):
+                    return
+        except StoreError:
+            raise
+        except (RuntimeError, ValueError, MemoryError) as error:
+            kind = (
+                FailureKind.OUT_OF_MEMORY
+                if isinstance(error, (torch.OutOfMemoryError, MemoryError))
+                else FailureKind.ERROR
+            )
+            reason = f"{type(error).__name__}: {error}"
+            decisions = ray.get(self._queue.fail.remote([run.id for run in lease.runs], lease.token, kind, reason))
+            for run_id, decision in decisions.items():
+                self._event("failed", lease, run=run_id, reason=reason, decision=str(decision))
+
+    def _train_cohort(self, lease: Lease, cohort: Cohort, task: Task) -> bool:
+        """Train to the end; False when the lease was lost on the way."""
+        began = datetime.now(UTC)
+        checkpointed = time.monotonic()
+        self._event("cohort", lease, runs=[run.id for run in cohort.runs], task=task.name)
+        for progress in cohort.train():
+            for ended in progress.ended:
+                self._record(ended, lease, task, began)
+            saved: dict[str, Position] = {}
+            if time.monotonic() - checkpointed >= self._job.settings.checkpoint_s:
+                saved = self._checkpoint(lease, cohort)
+                checkpointed = time.monotonic()
+            if not ray.get(self._queue.heartbeat.remote(self._name, lease.token, saved)) and cohort.runs:
+                self._event("lease lost", lease, step=progress.step)
+                return False
+        return True
+
+    def _record(self, ended: Ended, lease: Lease, task: Task, began: datetime) -> None:
+        """Weights first, then the record, then the queue, then the checkpoints go: a kill in between loses nothing."""
+        run = ended.run
+        record = Record(
+            run=run,
+            result=ended.result,
+            macs=count_macs(run.student, task.resolution, task.num_classes),
+            params=count_params(run.student, task.num_classes),
+            num_classes=task.num_classes,
+            resolution=task.resolution,
+            provenance=self._provenance(ended, lease, began),
+            weights=None if ended.weights is None else put_weights(self._store, ended.weights),
+        )
+        self._database.add(record)
+        status = ended.result.status
+        if not ray.get(self._queue.complete.remote(run.id, lease.token, status)):
+            diverged = {run.id} if status is Status.DIVERGED else set()
+            ray.get(self._queue.recorded.remote({run.id}, diverged))
+        remove_checkpoints(self._store, run.id)
+        self._event("ended", lease, run=run.id, status=str(status), best_accuracy_pct=ended.result.best_accuracy_pct)
+
+    def _provenance(self, ended: Ended, lease: Lease, began: datetime) -> Provenance:
+        settings = self._job.settings
+        return Provenance(
+            started_at=began.isoformat(timespec="seconds"),
+            seconds=round(ended.seconds, 3),
+            attempt=lease.token.attempt,
+            lane=self._name,
+            device=device_name(self._device),
+            threads=settings.threads,
+            memory_format=settings.memory_format,
+            code_version=code_version(),
+            versions=versions(),
+        )
+
+    def _checkpoint(self, lease: Lease, cohort: Cohort) -> dict[str, Position]:
+        for run in cohort.runs:
+            put_checkpoint(self._store, run.id, lease.token, cohort.state(run.id))
+        self._events.flush()
+        return {run.id: cohort.position for run in cohort.runs}
+
+    def _event(self, kind: str, lease: Lease, **fields: Any) -> None:  # noqa: ANN401 - any JSON type
+        self._events.add(kind, token=str(lease.token), **fields)
+
+    def _load_pack(self, task: Task) -> Pack:
+        if self._pack is None or self._pack.id != task.source:
+            self._pack = get_pack(self._store, task.source)
+        return self._pack
+
+    def _load_states(self, lease: Lease) -> dict[str, bytes]:
+        return {
+            run.id: get_checkpoint(self._store, run.id, lease.saved[run.id].token)
+            for run in lease.runs
+            if run.id in lease.saved
+        }

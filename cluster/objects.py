@@ -1,0 +1,266 @@
+"""Objects: bytes under keys, in a folder or a bucket. The only thing that must survive when a cluster dies."""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from dass.errors import ConfigError, ObjectNotFoundError, StoreError
+
+_KEY_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+@-]*")
+_HIDDEN = "."  # no key part begins so; temporary files do
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+class ObjectStore(Protocol):
+    """Bytes under keys; what every store promises, whatever lies beneath.
+
+    A key is a relative path with `/` between its parts, each of ASCII letters, digits and `._=+@-` and not beginning
+    with a punctuation other than `_`. No key is also the folder of another key (`a` beside `a/b`).
+
+    An object is seen whole or not at all, also when its writer is killed; after a write returns, every later read and
+    listing sees it. All methods are safe to retry and to call from several threads. Every failure of what lies
+    beneath is a StoreError that names the place and the remedy; an illegal key is a StoreError too. A store can be
+    pickled, and `open_store(store.url)` is the same store.
+    """
+
+    @property
+    def url(self) -> str:
+        """The text that `open_store` takes."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a call is a round trip over a network, so that many calls are worth making in parallel."""
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write the object in one step; an object that is there is replaced."""
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write the object unless the key is taken; of several writers at once, exactly one gets True."""
+
+    def get(self, key: str) -> bytes:
+        """The whole object; ObjectNotFoundError when there is none."""
+
+    def exists(self, key: str) -> bool:
+        """Whether there is an object under exactly this key."""
+
+    def size(self, key: str) -> int:
+        """Length of the object in bytes; ObjectNotFoundError when there is none."""
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """The keys that begin with `prefix` (a text, it may end within a part), in the order of their characters."""
+
+    def delete(self, key: str) -> None:
+        """Remove the object; it is fine when there is none."""
+
+    def check_writable(self) -> None:
+        """Raise StoreError, with the remedy, unless a write would succeed now. Leaves no object behind."""
+
+
+def open_store(url: str) -> ObjectStore:
+    """The store at `url`: a folder, which need not exist yet, or `s3://bucket/prefix`.
+
+    Raises:
+        ConfigError: the scheme is unknown, or `url` is empty.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator and url:
+        return FolderStore(Path(url).expanduser().absolute())
+    if scheme == "file" and rest.startswith("/"):
+        return FolderStore(Path(rest))
+    if scheme == "s3":  # S3 plugs in here
+        raise ConfigError(f"a store must be a folder in this version, got {url!r}; give a path on a shared disk")
+    raise ConfigError(f"a store must be a folder or s3://bucket/prefix, got {url!r}; give a path such as ./dass-store")
+
+
+def check_key(key: str) -> str:
+    """`key` itself when it is legal; see ObjectStore for the rule.
+
+    Raises:
+        StoreError: it is not.
+    """
+    if not all(_KEY_PART.fullmatch(part) for part in key.split("/")):
+        raise StoreError(
+            f"a key must be a relative path whose parts match {_KEY_PART.pattern}, got {key!r}; rename the object"
+        )
+    return key
+
+
+def folder_error(action: str, path: Path, error: OSError) -> StoreError:
+    """What to tell the user when `action` (a verb) on `path` met `error`."""
+    remedies = {
+        errno.ENOSPC: f"the disk is full, {_free_bytes(path)} bytes are free; free some space",
+        errno.EDQUOT: "your disk quota is used up; remove files or ask for more",
+        errno.EROFS: "the file system is read-only; mount it writable",
+        errno.EACCES: "permission is denied; grant this user read and write access",
+        errno.EPERM: "the operation is not permitted; use a file system with hard links and grant this user access",
+        errno.ENOTDIR: "a part of the path is a file; remove it",
+        errno.EISDIR: "the path is a folder where an object belongs; remove it",
+        errno.ENAMETOOLONG: "the path is too long; use a shorter store path",
+    }
+    remedy = remedies.get(error.errno or 0, f"{error.strerror or error}; see that the disk is mounted and healthy")
+    return StoreError(
+        f"the store must be readable and writable, cannot {action} {path}: {remedy}, or use another store"
+    )
+
+
+def _nearest_folder(path: Path) -> Path:
+    return next((place for place in (path, *path.parents) if place.exists()), path)
+
+
+def _free_bytes(path: Path) -> int:
+    try:
+        return shutil.disk_usage(_nearest_folder(path)).free
+    except OSError:
+        return 0
+
+
+@contextlib.contextmanager
+def _translated(action: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise folder_error(action, path, error) from error
+
+
+@dataclass(frozen=True)
+class FolderStore:
+    """A folder as an ObjectStore, created at the first write; it may lie on a disk that several machines share.
+
+    A write goes to a temporary file under `.tmp/`, is synced to the disk and then renamed or hard-linked to its place.
+    A killed writer leaves at most such a file; it is never listed and may be removed at any time.
+    """
+
+    root: Path
+
+    @property
+    def url(self) -> str:
+        """The folder's path."""
+        return str(self.root)
+
+    @property
+    def is_remote(self) -> bool:
+        """Never: a folder answers without a round trip."""
+        return False
+
+    def put(self, key: str, data: bytes) -> None:
+        """See ObjectStore."""
+        path = self._path(key)
+        with _translated("write", path), self._temporary(data) as temporary:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.replace(path)
+            _sync_folder(path.parent)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """See ObjectStore; needs a file system with hard links."""
+        path = self._path(key)
+        if self.exists(key):
+            return False
+        with _translated("write", path), self._temporary(data) as temporary:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                path.hardlink_to(temporary)
+            except FileExistsError:
+                return False
+            _sync_folder(path.parent)
+        return True
+
+    def get(self, key: str) -> bytes:
+        """See ObjectStore."""
+        path = self._path(key)
+        with _translated("read", path):
+            try:
+                return path.read_bytes()
+            except _ABSENT as error:
+                raise self._not_found(key) from error
+
+    def exists(self, key: str) -> bool:
+        """See ObjectStore."""
+        path = self._path(key)
+        with _translated("read", path):
+            return path.is_file()
+
+    def size(self, key: str) -> int:
+        """See ObjectStore."""
+        path = self._path(key)
+        if not self.exists(key):
+            raise self._not_found(key)
+        with _translated("read", path):
+            return path.stat().st_size
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """See ObjectStore."""
+        folder = prefix.rpartition("/")[0]
+        start = self._path(folder) if folder else self.root
+        with _translated("list", self.root):
+            if self.root.exists() and not self.root.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "not a folder")
+        return (key for key in self._walk(start, f"{folder}/" if folder else "") if key.startswith(prefix))
+
+    def delete(self, key: str) -> None:
+        """See ObjectStore."""
+        path = self._path(key)
+        with _translated("delete", path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
+
+    def check_writable(self) -> None:
+        """See ObjectStore; a folder that does not exist yet is not created."""
+        with _translated("write", self.root):
+            if self.root.exists():
+                with self._temporary(b"probe"):
+                    return
+            ancestor = _nearest_folder(self.root)
+            if not ancestor.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "not a folder")
+            if not os.access(ancestor, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "not writable")
+
+    def _path(self, key: str) -> Path:
+        return self.root / check_key(key)
+
+    def _not_found(self, key: str) -> ObjectNotFoundError:
+        return ObjectNotFoundError(
+            f"an object must exist to be read, got none under {key!r} in {self.root}; run the job that writes it first"
+        )
+
+    @contextlib.contextmanager
+    def _temporary(self, data: bytes) -> Iterator[Path]:
+        """A synced file with `data` beside the objects, gone at the end unless it was renamed."""
+        path = self.root / f"{_HIDDEN}tmp" / uuid.uuid4().hex
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with path.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _walk(self, folder: Path, parent: str) -> Iterator[str]:
+        """Keys below `folder` in order: a folder sorts with its `/`, as it does in a key."""
+        with _translated("list", folder):
+            try:
+                with os.scandir(folder) as entries:
+                    found = [e.name + "/" * e.is_dir() for e in entries if not e.name.startswith(_HIDDEN)]
+            except (FileNotFoundError, NotADirectoryError):
+                return
+        for name in sorted(found):
+            if name.endswith("/"):
+                yield from self._walk(folder / name, parent + name)
+            else:
+                yield parent + name
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,392 @@
+"""Who trains what right now: leases as a pure state machine, and the Ray actor around it.
+
+A lane leases a cohort, renews it with heartbeats, completes or fails its runs one by one, and loses what it holds when
+it falls silent. All of this may be lost: a new queue is built from the plan and the database, claims the next
+incarnation number in the store, and for a grace period only lets lanes register what they still hold. A token names one
+lease for ever, because it carries the incarnation; it stands in the keys of checkpoints, so an overtaken lane writes
+where nobody reads.
+
+    pending --lease--> running --complete--> finished           a run waits while its teacher's run has no record,
+       ^                  |                                     and fails for good when that run can never be used
+       +--fail, expire----+--fail, out of budget--> failed
+"""
+
+import math
+import time
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from cluster.database import RunDatabase
+from cluster.objects import ObjectStore, open_store
+from cluster.plan import Decision, FailureKind, after_failure, blocked, cut_cohorts, ready, teacher_run
+from cluster.schema import SCHEMA_VERSION, encode_json
+from dass.errors import ConfigError
+from dass.records import Run, Status
+
+CLAIMS = "queue/"
+
+
+@dataclass(frozen=True, order=True)
+class Token:
+    """The name of one lease, unique in a store: the queue's incarnation and a number that the queue counts up."""
+
+    incarnation: int
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"{self.incarnation}-{self.attempt}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Token":
+        """The token whose text this is; ConfigError when it is none."""
+        left, _, right = text.partition("-")
+        if not (left.isdecimal() and right.isdecimal()):
+            raise ConfigError(f"a token must read incarnation-attempt such as 3-17, got {text!r}; pass a lease's token")
+        return cls(int(left), int(right))
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Where a run's last checkpoint lies: the token in its key, and how far the run had come."""
+
+    token: Token
+    position: Hashable
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to train `runs`, a cohort, until it expires; `saved` names the checkpoints to go on from."""
+
+    token: Token
+    runs: tuple[Run, ...]
+    saved: Mapping[str, Saved]
+    lease_s: float
+
+
+class LeaseState(StrEnum):
+    """What a lane that asks for work should do."""
+
+    GRANTED = "granted"
+    WAIT = "wait"  # nothing is free now, but something may become so: ask again later
+    EMPTY = "empty"  # nothing is left, and nothing will come back
+
+
+@dataclass(frozen=True)
+class LeaseReply:
+    """The answer to a lane that asks for work; `lease` is there exactly when the state is GRANTED."""
+
+    state: LeaseState
+    lease: Lease | None = None
+
+
+@dataclass(frozen=True)
+class QueueStats:
+    """Numbers of runs; `finished` counts diverged runs too, `failed` says why. They add up to `planned`."""
+
+    planned: int
+    finished: int
+    running: int
+    pending: int
+    waiting_for_teacher: int
+    failed: Mapping[str, str]
+
+
+@dataclass
+class _Held:
+    lane: str
+    expires: float
+    run_ids: set[str] = field(default_factory=set)
+
+
+class LeaseQueue:
+    """The leases of one incarnation. Reads no clock: `now` is in seconds of one monotonic clock, never decreasing.
+
+    Every method may be called again with the same arguments, as after a lost reply; at worst a lease that nobody knows
+    of expires. Whatever the calls, a run has at most one owner and a run with a record is never leased again.
+
+    Args:
+        runs: all planned runs, with or without a record; equal work keeps this order.
+        finished: the ids of all runs with a record, teachers outside the plan included.
+        incarnation: from `claim_incarnation`.
+        lease_s: seconds without a heartbeat after which a lease expires.
+        max_attempts: failed attempts of all kinds but RETURNED after which a run is given up.
+        diverged: those of `finished` that diverged, so that no student starts from them.
+        saved: the checkpoints that are known, by run id.
+        work_of: estimated work of each run by run id; see `cut_cohorts`.
+        grace_until: no lease is granted before this time, and `reregister` works until then.
+    """
+
+    def __init__(
+        self,
+        runs: Iterable[Run],
+        finished: AbstractSet[str],
+        incarnation: int,
+        *,
+        lease_s: float = 60.0,
+        max_attempts: int = 6,
+        diverged: AbstractSet[str] = frozenset(),
+        saved: Mapping[str, Saved] | None = None,
+        work_of: Mapping[str, float] | None = None,
+        grace_until: float = -math.inf,
+    ) -> None:
+        if lease_s <= 0 or max_attempts < 1:
+            raise ConfigError(
+                f"lease_s > 0 and max_attempts >= 1 must hold, got {lease_s} and {max_attempts}; set lanes.lease_s"
+            )
+        self.incarnation = incarnation
+        self._lease_s = lease_s
+        self._max_attempts = max_attempts
+        self._grace_until = grace_until
+        self._work_of = dict(work_of or {})
+        self._saved = dict(saved or {})
+        self._runs: dict[str, Run] = {}
+        self._open: dict[str, Run] = {}  # neither recorded nor given up
+        self._recorded: set[str] = set()
+        self._diverged: set[str] = set()
+        self._given_up: dict[str, str] = {}
+        self._alone: set[str] = set()
+        self._failures: dict[str, Counter[FailureKind]] = defaultdict(Counter)
+        self._leases: dict[Token, _Held] = {}
+        self._owner: dict[str, Token] = {}
+        self._num_leases = 0
+        self.recorded(finished, diverged)
+        self.add_runs(runs)
+
+    def add_runs(self, runs: Iterable[Run], work_of: Mapping[str, float] | None = None) -> None:
+        """Plan more runs, as a second submission does; a run that was given up gets a new budget."""
+        self._work_of.update(work_of or {})
+        for run in runs:
+            self._runs.setdefault(run.id, run)
+            if self._given_up.pop(run.id, None) is not None:
+                self._failures.pop(run.id, None)
+            if run.id not in self._recorded:
+                self._open.setdefault(run.id, self._runs[run.id])
+
+    def lease(self, lane: str, max_runs: int, now: float) -> LeaseReply:
+        """Give `lane` the next cohort of at most `max_runs` runs: what most runs wait for first, then the longest."""
+        self.expire(now)
+        cohort = self._next_cohort(max_runs)
+        if cohort and now >= self._grace_until:
+            self._num_leases += 1
+            token = Token(self.incarnation, self._num_leases)
+            self._hold(lane, token, (run.id for run in cohort), now)
+            saved = {run.id: self._saved[run.id] for run in cohort if run.id in self._saved}
+            return LeaseReply(LeaseState.GRANTED, Lease(token, cohort, saved, self._lease_s))
+        return LeaseReply(LeaseState.WAIT if cohort or self._leases else LeaseState.EMPTY)
+
+    def heartbeat(self, lane: str, token: Token, now: float, saved: Mapping[str, Hashable] | None = None) -> bool:
+        """Renew a lease; False: it is lost, and the lane must drop its runs.
+
+        saved: by run id the positions of checkpoints that are in the store since the last heartbeat.
+        """
+        self.expire(now)
+        held = self._leases.get(token)
+        if held is None or held.lane != lane:
+            return False
+        held.expires = now + self._lease_s
+        for run_id, position in (saved or {}).items():
+            if run_id in held.run_ids:
+                self._saved[run_id] = Saved(token, position)
+        return True
+
+    def complete(self, run_id: str, token: Token, now: float, status: Status = Status.FINISHED) -> bool:
+        """Say that the run's record is in the database; the rest of the lease goes on.
+
+        False: the lease was lost before, and nothing changed. A lane that did write the record then says so with
+        `recorded`, which needs no lease.
+        """
+        self.expire(now)
+        if run_id not in self._recorded and self._owner.get(run_id) == token:
+            self.recorded({run_id}, {run_id} if status is Status.DIVERGED else frozenset())
+        return run_id in self._recorded
+
+    def recorded(self, run_ids: AbstractSet[str], diverged: AbstractSet[str] = frozenset()) -> None:
+        """Learn what the database holds, whoever put it there; a record is the truth and ends its run's lease."""
+        self._recorded |= run_ids
+        self._diverged |= diverged & run_ids
+        for run_id in run_ids:
+            self._take_back(run_id)
+            for state in (self._open, self._given_up, self._saved, self._failures):
+                state.pop(run_id, None)
+
+    def fail(
+        self, run_ids: Iterable[str], token: Token, kind: FailureKind, now: float, reason: str = ""
+    ) -> dict[str, Decision]:
+        """End the attempts at some runs of a lease; what follows for each of those that the lease still held."""
+        self.expire(now)
+        owned = [run_id for run_id in dict.fromkeys(run_ids) if self._owner.get(run_id) == token]
+        return {run_id: self._end_attempt(run_id, kind, reason) for run_id in owned}
+
+    def release(self, lane: str, now: float, kind: FailureKind = FailureKind.RETURNED) -> dict[str, Decision]:
+        """Take back all that a lane holds because it ends, or is known to be dead; what follows for each run."""
+        self.expire(now)
+        return self._end_leases([held for held in self._leases.values() if held.lane == lane], kind, f"{lane} ended")
+
+    def expire(self, now: float) -> dict[str, Decision]:
+        """Take back what silent lanes hold; every other method does so first."""
+        silent = [held for held in self._leases.values() if held.expires <= now]
+        return self._end_leases(silent, FailureKind.LANE_LOST, f"no heartbeat for {self._lease_s:g} s")
+
+    def reregister(self, lane: str, run_ids: Iterable[str], token: Token, now: float) -> tuple[str, ...]:
+        """Let a lane go on with a lease of an earlier incarnation; gives the runs it keeps, the others it drops."""
+        self.expire(now)
+        held = self._leases.get(token)
+        is_known = held is not None and held.lane == lane
+        if now >= self._grace_until or token.incarnation >= self.incarnation or (held and not is_known):
+            return ()
+        kept = tuple(run_id for run_id in run_ids if run_id in self._open and self._owner.get(run_id, token) == token)
+        if kept:
+            self._hold(lane, token, kept, now)
+        return kept
+
+    def stats(self) -> QueueStats:
+        """Where all planned runs stand."""
+        stuck = blocked(list(self._open.values()), self._recorded, self._diverged)
+        free = [run for run in self._open.values() if run.id not in self._owner and run.id not in stuck]
+        num_ready = len(ready(free, self._recorded, self._diverged))
+        return QueueStats(
+            planned=len(self._runs),
+            finished=len(self._runs.keys() & self._recorded),
+            running=len(self._owner),
+            pending=num_ready,
+            waiting_for_teacher=len(free) - num_ready,
+            failed={**self._given_up, **{run_id: why for run_id, why in stuck.items() if run_id not in self._owner}},
+        )
+
+    def _next_cohort(self, max_runs: int) -> tuple[Run, ...]:
+        free = [run for run_id, run in self._open.items() if run_id not in self._owner]
+        startable = ready(free, self._recorded, self._diverged)
+        positions = {run_id: saved.position for run_id, saved in self._saved.items()}
+        together = [run for run in startable if run.id not in self._alone]
+        alone = [run for run in startable if run.id in self._alone]
+        cohorts = cut_cohorts(together, positions, max_runs, self._work_of)
+        cohorts += cut_cohorts(alone, positions, 1, self._work_of)
+        num_students = Counter(teacher_run(run) for run in free)
+        return max(cohorts, key=lambda cohort: sum(num_students[run.id] for run in cohort), default=())
+
+    def _hold(self, lane: str, token: Token, run_ids: Iterable[str], now: float) -> None:
+        held = self._leases.setdefault(token, _Held(lane, now))
+        held.expires = now + self._lease_s
+        for run_id in run_ids:
+            held.run_ids.add(run_id)
+            self._owner[run_id] = token
+
+    def _take_back(self, run_id: str) -> None:
+        token = self._owner.pop(run_id, None)
+        if token is not None:
+            self._leases[token].run_ids.remove(run_id)
+            if not self._leases[token].run_ids:
+                del self._leases[token]
+
+    def _end_leases(self, ended: list[_Held], kind: FailureKind, reason: str) -> dict[str, Decision]:
+        run_ids = [run_id for held in ended for run_id in sorted(held.run_ids)]
+        return {run_id: self._end_attempt(run_id, kind, reason) for run_id in run_ids}
+
+    def _end_attempt(self, run_id: str, kind: FailureKind, reason: str) -> Decision:
+        self._take_back(run_id)
+        failures = self._failures[run_id]
+        failures[kind] += 1
+        decision = after_failure(failures[kind], kind)
+        if failures.total() - failures[FailureKind.RETURNED] >= self._max_attempts:
+            decision = Decision.GIVE_UP
+        if decision is Decision.RETRY_ALONE:
+            self._alone.add(run_id)
+        elif decision is Decision.GIVE_UP:
+            del self._open[run_id]
+            self._given_up[run_id] = f"{kind}: {reason}" if reason else str(kind)
+        return decision
+
+
+def claim_incarnation(store: ObjectStore) -> int:
+    """The next incarnation number, from 1; no other queue of this store ever gets the same."""
+    while True:
+        taken = [int(name) for key in store.list(CLAIMS) if (name := key.removeprefix(CLAIMS)).isdecimal()]
+        number = max(taken, default=0) + 1
+        if store.put_if_absent(f"{CLAIMS}{number}", encode_json({"schema": SCHEMA_VERSION, "incarnation": number})):
+            return number
+
+
+class QueueActor:
+    """A LeaseQueue with a clock, rebuilt from the store whenever Ray starts it again.
+
+    Args:
+        store_url: the store with the run database and the claims.
+        runs: all planned runs.
+        grace_s: for how long a queue that was started again grants nothing.
+        settings: passed on to LeaseQueue.
+    """
+
+    def __init__(self, store_url: str, runs: Iterable[Run], grace_s: float = 60.0, **settings: Any) -> None:  # noqa: ANN401
+        store = open_store(store_url)
+        runs = list(runs)
+        database = RunDatabase(store)
+        self._queue = LeaseQueue(
+            runs,
+            database.finished_ids(),
+            claim_incarnation(store),
+            diverged=_diverged_teachers(database, runs),
+            grace_until=time.monotonic() + grace_s if _was_restarted() else -math.inf,
+            **settings,
+        )
+        self._database = database
+
+    def add_runs(self, runs: Iterable[Run]) -> None:
+        """See LeaseQueue; what has a record by now is not planned again."""
+        runs = list(runs)
+        self._queue.recorded(self._database.finished_ids(), _diverged_teachers(self._database, runs))
+        self._queue.add_runs(runs)
+
+    def lease(self, lane: str, max_runs: int) -> LeaseReply:
+        """See LeaseQueue."""
+        return self._queue.lease(lane, max_runs, time.monotonic())
+
+    def heartbeat(self, lane: str, token: Token, saved: Mapping[str, Hashable] | None = None) -> bool:
+        """See LeaseQueue."""
+        return self._queue.heartbeat(lane, token, time.monotonic(), saved)
+
+    def complete(self, run_id: str, token: Token, status: Status = Status.FINISHED) -> bool:
+        """See LeaseQueue."""
+        return self._queue.complete(run_id, token, time.monotonic(), status)
+
+    def recorded(self, run_ids: AbstractSet[str], diverged: AbstractSet[str] = frozenset()) -> None:
+        """See LeaseQueue."""
+        self._queue.recorded(run_ids, diverged)
+
+    def fail(self, run_ids: Iterable[str], token: Token, kind: FailureKind, reason: str = "") -> dict[str, Decision]:
+        """See LeaseQueue."""
+        return self._queue.fail(run_ids, token, kind, time.monotonic(), reason)
+
+    def release(self, lane: str, kind: FailureKind = FailureKind.RETURNED) -> dict[str, Decision]:
+        """See LeaseQueue."""
+        return self._queue.release(lane, time.monotonic(), kind)
+
+    def reregister(self, lane: str, run_ids: Iterable[str], token: Token) -> tuple[str, ...]:
+        """See LeaseQueue."""
+        return self._queue.reregister(lane, run_ids, token, time.monotonic())
+
+    def stats(self) -> QueueStats:
+        """See LeaseQueue; silent lanes are found out first."""
+        self._queue.expire(time.monotonic())
+        return self._queue.stats()
+
+
+def remote_queue() -> Any:  # noqa: ANN401 - Ray makes the class
+    """QueueActor as a Ray actor class; the caller names it and pins it to a node that stays, with `.options(...)`."""
+    import ray
+
+    return ray.remote(num_cpus=0, max_restarts=-1)(QueueActor)
+
+
+def _was_restarted() -> bool:
+    import ray
+
+    return bool(ray.is_initialized() and ray.get_runtime_context().was_current_actor_reconstructed)
+
+
+def _diverged_teachers(database: RunDatabase, runs: Iterable[Run]) -> set[str]:
+    teachers = {teacher for run in runs if (teacher := teacher_run(run))}
+    return {record.run.id for record in database.scan(teachers) if record.result.status is Status.DIVERGED}

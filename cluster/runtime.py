@@ -1,0 +1,110 @@
+"""Ray's start and end, what the machine offers, and the stamp of a run's surroundings.
+
+The only place below `jobs` that reads or sets environment variables.
+"""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from cluster.objects import open_store
+from cluster.schema import claim_schema
+from dass.errors import ClusterError
+from dass.version import __version__
+
+NAMESPACE = "dass"
+STAMPED = ("torch", "numpy", "ray")
+
+_RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default; unset, every lane without a GPU prints a warning
+}
+
+
+@contextmanager
+def session(num_cpus: int | None = None) -> Iterator[None]:
+    """Ray for the time of a `with` block: the cluster of a submitted job (RAY_ADDRESS), else a local one.
+
+    num_cpus: logical CPUs of a local Ray; None takes what the machine has. A Ray that already runs in this process is
+    used as it is and left running.
+
+    Raises:
+        ClusterError: Ray does not start, or the address cannot be reached.
+    """
+    os.environ.update({key: value for key, value in _RAY_ENVIRONMENT.items() if key not in os.environ})
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    local = {} if address else {"num_cpus": num_cpus, "include_dashboard": False}
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", **local)
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"Ray must start or be reached at {address or 'a local address'}, got {error}; unset RAY_ADDRESS to work on "
+            "this machine alone, or give the address of a running cluster"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def preflight(store_url: str, gpus_per_lane: float) -> None:
+    """Check before the first second is spent that the store can be written and that the devices exist.
+
+    Raises:
+        StoreError: the store is not writable, or was written by a newer version.
+        ClusterError: lanes ask for GPUs and this local machine has none.
+    """
+    store = open_store(store_url)
+    store.check_writable()
+    claim_schema(store)
+    if gpus_per_lane > 0 and not os.environ.get("RAY_ADDRESS") and not torch.cuda.is_available():
+        raise ClusterError(
+            f"lanes.gpus must be 0 on a machine without CUDA devices, got {gpus_per_lane}; set lanes.gpus=0"
+        )
+
+
+@cache
+def code_version() -> str:
+    """The package's version, with the commit where the code is a git checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return __version__
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 - no user input
+    except (OSError, subprocess.SubprocessError):
+        return __version__
+    return f"{__version__}+{done.stdout.strip()}"
+
+
+@cache
+def versions() -> Mapping[str, str]:
+    """Versions of Python and of the libraries that a run's numbers depend on."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in STAMPED}
+
+
+def device_name(device: torch.device) -> str:
+    """The model of the GPU, or the CPU's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    for line in _cpu_info():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu_info() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []

@@ -1,0 +1,39 @@
+"""How lanes are shaped; a part of the configuration that never enters a run's identity."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dass.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LaneConfig:
+    """The fleet: how many lanes, what each holds, and how often it secures its work."""
+
+    num: int = field(default=1, metadata={"help": "lanes that train at the same time"})
+    cpus: float = field(default=1.0, metadata={"help": "logical CPUs reserved per lane"})
+    gpus: float = field(default=0.0, metadata={"help": "GPUs per lane; a fraction shares one device"})
+    threads: int = field(default=1, metadata={"help": "torch threads per lane; a part of what fixes a result's bits"})
+    cohort_size: int = field(default=8, metadata={"help": "students trained in lockstep"})
+    yield_every: int = field(default=20, metadata={"help": "optimiser steps between two looks at the outside world"})
+    checkpoint_s: float = field(default=20.0, metadata={"help": "seconds between two checkpoints of a run"})
+    lease_s: float = field(
+        default=60.0, metadata={"help": "seconds without a heartbeat after which a lane counts as dead"}
+    )
+    memory_format: Literal["contiguous", "channels_last"] = field(
+        default="contiguous", metadata={"help": "layout of images and filters; a part of what fixes a result's bits"}
+    )
+    max_failures: int = field(default=3, metadata={"help": "restarts of one lane by Ray Train before the job fails"})
+
+    def __post_init__(self) -> None:
+        for name in ("num", "threads", "cohort_size", "yield_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"lanes.{name} must be >= 1, got {getattr(self, name)}; set lanes.{name}")
+        for name in ("cpus", "gpus", "max_failures"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"lanes.{name} must be >= 0, got {getattr(self, name)}; set lanes.{name}")
+        if not 0 < self.checkpoint_s <= self.lease_s:
+            raise ConfigError(
+                f"0 < lanes.checkpoint_s <= lanes.lease_s must hold, got {self.checkpoint_s} and {self.lease_s}; "
+                "checkpoint more often than a lease expires"
+            )

@@ -1,0 +1,50 @@
+"""Teachers from the store: those that a run trained, and those that a user brought."""
+
+from dataclasses import asdict
+
+from cluster.database import RunDatabase
+from cluster.documents import get_document, put_document
+from cluster.schema import build
+from cluster.weights import get_weights, put_weights
+from dass.errors import ObjectNotFoundError, StoreError
+from dass.kd.teacher import Teacher
+from dass.records import Student
+
+
+def load_teacher(database: RunDatabase, teacher_id: str) -> Teacher:
+    """The teacher that the run `teacher_id` trained, or the user's own with this SHA-256.
+
+    Raises:
+        ObjectNotFoundError: neither is in the store.
+        StoreError: the run diverged, or its weights were not kept or are damaged.
+    """
+    record = database.get(teacher_id)
+    if record is None:
+        return _own_teacher(database, teacher_id)
+    accuracy = record.result.best_accuracy_pct
+    if record.weights is None or accuracy is None:
+        raise StoreError(
+            f"a teacher must have finished with weights, got run {teacher_id} that is {record.result.status.value} and has "
+            f"{'no' if record.weights is None else 'kept'} weights; lower teacher.lr if it diverged"
+        )
+    return Teacher(teacher_id, record.run.student, get_weights(database.store, record.weights), accuracy)
+
+
+def put_own_teacher(database: RunDatabase, teacher: Teacher, task: str) -> None:
+    """Keep a user's own teacher of a task, whose id is the SHA-256 of its weights."""
+    sha = put_weights(database.store, teacher.state)
+    if sha != teacher.id:
+        raise StoreError(f"an own teacher's id must be the SHA-256 of its weights {sha}, got {teacher.id}")
+    value = {"student": asdict(teacher.student), "task": task, "accuracy_pct": teacher.accuracy_pct}
+    put_document(database.store, "teacher", teacher.id, value)
+
+
+def _own_teacher(database: RunDatabase, teacher_id: str) -> Teacher:
+    try:
+        known = get_document(database.store, "teacher", teacher_id)
+    except ObjectNotFoundError as error:
+        raise ObjectNotFoundError(
+            f"the teacher must be in the store, got none with the id {teacher_id}; run `teachers`, or give --teacher"
+        ) from error
+    student = build(Student, known["student"], teacher_id)
+    return Teacher(teacher_id, student, get_weights(database.store, teacher_id), float(known["accuracy_pct"]))

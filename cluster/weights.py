@@ -1,0 +1,47 @@
+"""State dicts in the store, addressed by the SHA-256 of their bytes."""
+
+from collections.abc import Mapping
+
+import torch
+
+from cluster.objects import ObjectStore
+from dass.errors import StoreError
+from dass.tensors import pack_tensors, sha256, unpack_tensors
+
+
+def put_weights(store: ObjectStore, state: Mapping[str, torch.Tensor]) -> str:
+    """Write a state dict at blobs/<sha> and return the sha; equal states share one object.
+
+    Raises:
+        StoreError: it cannot be written, or the store holds an object of another length afterwards.
+    """
+    data = pack_tensors(state)
+    sha = sha256(data)
+    store.put_if_absent(_key(sha), data)
+    if (size_bytes := store.size(_key(sha))) != len(data):
+        raise _damaged(sha, f"{size_bytes} bytes instead of {len(data)}")
+    return sha
+
+
+def get_weights(store: ObjectStore, sha: str) -> dict[str, torch.Tensor]:
+    """The state dict whose bytes have this SHA-256, on the CPU.
+
+    Raises:
+        ObjectNotFoundError: the store does not hold it.
+        StoreError: the bytes have another SHA-256.
+    """
+    data = store.get(_key(sha))
+    if (found := sha256(data)) != sha:
+        raise _damaged(sha, f"bytes with the SHA-256 {found}")
+    return unpack_tensors(data)[0]
+
+
+def _key(sha: str) -> str:
+    return f"blobs/{sha}"
+
+
+def _damaged(sha: str, received: str) -> StoreError:
+    return StoreError(
+        f"{_key(sha)} must hold the bytes it is named after, got {received}; "
+        "delete the object and run the job that trained these weights again"
+    )

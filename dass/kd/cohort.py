@@ -1,0 +1,396 @@
+"""Cohorts: K students of one teacher trained in lockstep, with one data pipeline and one teacher pass per batch.
+
+A run's result does not depend on its company: data order and augmentation derive from (task, recipe, seed, epoch), the
+initial weights from the run, and no arithmetic is shared between students. On CPU the same run therefore gives the same
+bits alone, in a cohort, and regrouped after a resume, for the same torch build, CPU type, threads and memory format.
+
+State is kept per run, never per cohort, and can be taken at every yield:
+
+    cohort = Cohort(runs, data, teacher)
+    for progress in cohort.train():
+        for ended in progress.ended: ...           # a Result, and the weights if they are kept
+        checkpoint = cohort.state(run.id)          # later: Cohort(runs, data, teacher, states={run.id: checkpoint})
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the customary name
+
+from dass.data.batches import BatchSource
+from dass.errors import ConfigError, StoreError
+from dass.kd.loss import distillation_loss
+from dass.kd.teacher import Teacher
+from dass.networks import build
+from dass.records import CurvePoint, Recipe, Result, Run, Status
+from dass.remap import remap
+from dass.seeding import generator
+from dass.tensors import pack_tensors, unpack_tensors
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that ended: its result, the state dict of its best epoch on valid where weights are kept, and its cost.
+
+    seconds: the run's share of the wall time of all cohorts that it was trained in, resumed ones included.
+    """
+
+    run: Run
+    result: Result
+    weights: Mapping[str, torch.Tensor] | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a yield tells: optimiser steps done and in all, epochs completed, and the runs that ended since the last."""
+
+    step: int
+    num_steps: int
+    epoch: int
+    ended: tuple[Ended, ...] = ()
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: whole epochs completed, and batches done inside the next one."""
+
+    epoch: int = 0
+    batch: int = 0
+
+
+def state_position(state: bytes) -> tuple[str, Position]:
+    """The run id and the position of a run's saved state.
+
+    Raises:
+        StoreError: the state was written by a newer version, or is damaged.
+    """
+    return _read_header(unpack_tensors(state)[1])
+
+
+def _read_header(header: Mapping[str, Any]) -> tuple[str, Position]:
+    if header.get("version") != STATE_VERSION:
+        raise StoreError(
+            f"a run's state must have version {STATE_VERSION}, got {header.get('version')}; upgrade this package, or "
+            "delete the checkpoint so that the run starts again"
+        )
+    return str(header["run"]), Position(**header["position"])
+
+
+def cosine_lr(lr: float, step: int, num_steps: int) -> float:
+    """The learning rate of optimiser step `step` (from 0): cosine from lr to 0, no warm-up, no restarts."""
+    return 0.5 * lr * (1 + math.cos(math.pi * step / num_steps))
+
+
+class _Member:
+    """One student of a cohort: its network, its optimiser, and what it has shown so far."""
+
+    def __init__(self, run: Run, network: torch.nn.Module, keep_weights: bool) -> None:
+        self.run = run
+        self.network = network
+        self.keep_weights = keep_weights
+        recipe = run.recipe
+        self.optimizer = torch.optim.SGD(
+            network.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.momentum > 0,
+            fused=True,
+        )
+        self.loss_sum = torch.zeros((), device=next(network.parameters()).device)
+        self.init_accuracy_pct = math.nan
+        self.curve: list[CurvePoint] = []
+        self.best_weights: dict[str, torch.Tensor] = {}
+        self.seconds = 0.0
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor | None, lr: float) -> None:
+        """One optimiser step; the loss is added to `loss_sum`, unchecked, so that nothing waits for the device."""
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = distillation_loss(self.network(images), logits, labels, self.run.recipe)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.loss_sum += loss.detach()
+
+    def record(self, point: CurvePoint) -> None:
+        """Append an evaluation; remember the weights when it is the best so far (the earliest of equals)."""
+        is_best = all(point.valid_accuracy_pct > earlier.valid_accuracy_pct for earlier in self.curve)
+        self.curve.append(point)
+        if self.keep_weights and is_best:
+            self.best_weights = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+
+    def result(self, status: Status, test_accuracy_pct: float | None = None, epoch: int | None = None) -> Result:
+        accuracies = [point.valid_accuracy_pct for point in self.curve]
+        return Result(
+            status=status,
+            curve=tuple(self.curve),
+            init_accuracy_pct=self.init_accuracy_pct,
+            best_accuracy_pct=max(accuracies, default=None),
+            final_accuracy_pct=accuracies[-1] if accuracies else None,
+            final_loss=self.curve[-1].valid_loss if accuracies else None,
+            test_accuracy_pct=test_accuracy_pct,
+            diverged_epoch=epoch,
+        )
+
+    def _momentum(self) -> dict[str, torch.Tensor]:
+        return {
+            name: self.optimizer.state[parameter]["momentum_buffer"]
+            for name, parameter in self.network.named_parameters()
+            if self.optimizer.state[parameter].get("momentum_buffer") is not None
+        }
+
+    def save(self, position: Position) -> bytes:
+        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        tensors |= {f"momentum.{name}": tensor for name, tensor in self._momentum().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best_weights.items()}
+        tensors["loss_sum"] = self.loss_sum
+        header = {
+            "version": STATE_VERSION,
+            "run": self.run.id,
+            "position": asdict(position),
+            "seconds": self.seconds,
+            "init_accuracy_pct": self.init_accuracy_pct,
+            "curve": [asdict(point) for point in self.curve],
+        }
+        return pack_tensors(tensors, header)
+
+    def load(self, state: bytes) -> Position:
+        tensors, header = unpack_tensors(state)
+        run_id, position = _read_header(header)
+        if run_id != self.run.id:
+            raise StoreError(
+                f"the state must be that of run {self.run.id}, got that of {run_id}; delete the checkpoint"
+            )
+        device = self.loss_sum.device
+
+        def part(prefix: str) -> dict[str, torch.Tensor]:
+            return {n.removeprefix(prefix): t.to(device) for n, t in tensors.items() if n.startswith(prefix)}
+
+        self.network.load_state_dict(part("network."))
+        for name, parameter in self.network.named_parameters():
+            if (buffer := part("momentum.").get(name)) is not None:
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+        self.best_weights = part("best.")
+        self.loss_sum = tensors["loss_sum"].to(device)
+        self.seconds = float(header["seconds"])
+        self.init_accuracy_pct = float(header["init_accuracy_pct"])
+        self.curve = [CurvePoint(**point) for point in header["curve"]]
+        return position
+
+
+class Cohort:
+    """Students that share task, teacher, recipe and seed, trained in lockstep on the device of `data`.
+
+    Args:
+        runs: at least one; they share task, teacher, recipe and seed.
+        data: batches of the runs' task, resident on the device or streamed.
+        teacher: what the students learn from and are remapped from; None for runs that train a teacher.
+        states: saved states by run id, all at one position; runs without one start from their initial weights, so
+            either every run has a state or none.
+        keep_weights: keep each run's best weights on valid, and measure test once on them.
+        yield_every: optimiser steps between two yields.
+        memory_format: `torch.channels_last` or `torch.contiguous_format`; a part of what fixes the bits of a result.
+
+    Raises:
+        ConfigError: the runs do not form a cohort, or the teacher is missing.
+        SpaceError: the teacher's weights do not fit its architecture or the task's classes.
+        StoreError: a state is damaged, of another run, or at another position than the others.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        data: BatchSource,
+        teacher: Teacher | None,
+        *,
+        states: Mapping[str, bytes] | None = None,
+        keep_weights: bool = False,
+        yield_every: int = 50,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        self._recipe = _shared_recipe(runs, data, teacher)
+        self._seed = runs[0].seed
+        self._data = data
+        self._yield_every = yield_every
+        self._memory_format = memory_format
+        self._num_classes = data.task.num_classes
+        self._teacher_network = (
+            None
+            if teacher is None or self._recipe.loss == "ce"
+            else teacher.network(self._num_classes, data.device).to(memory_format=memory_format)
+        )
+        self._members = [_Member(run, self._initial_network(run, teacher), keep_weights=keep_weights) for run in runs]
+        self._position = self._resume(states or {})
+        self._clock = time.perf_counter()
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """The runs that are still being trained."""
+        return tuple(member.run for member in self._members)
+
+    @property
+    def position(self) -> Position:
+        """Where the runs stand."""
+        return self._position
+
+    def state(self, run_id: str) -> bytes:
+        """The state of one run at the last yield; resuming from it continues bit-exactly on CPU."""
+        return self._member(run_id).save(self._position)
+
+    def drop(self, run_id: str) -> None:
+        """Stop training one run (its lease is lost, say) without touching the others; between yields only."""
+        self._members.remove(self._member(run_id))
+
+    def train(self) -> Iterator[Progress]:
+        """Train to the end; yields every `yield_every` steps, after each evaluation, and when a run ends."""
+        self._clock = time.perf_counter()
+        steps_per_epoch = len(self._data.train_epoch(self._recipe, self._seed, 0))
+        num_steps = self._recipe.epochs * steps_per_epoch
+        if self._position == Position():
+            for member, (_, accuracy) in zip(self._members, self._evaluate("valid"), strict=True):
+                member.init_accuracy_pct = accuracy
+        for epoch in range(self._position.epoch, self._recipe.epochs):
+            batches = self._data.train_epoch(self._recipe, self._seed, epoch)
+            for index in range(self._position.batch, steps_per_epoch):
+                step = epoch * steps_per_epoch + index
+                self._step(*batches.batch(index), cosine_lr(self._recipe.lr, step, num_steps))
+                self._position = Position(epoch, index + 1)
+                if (step + 1) % self._yield_every == 0 and index + 1 < steps_per_epoch:
+                    self._charge()
+                    yield Progress(step + 1, num_steps, epoch, self._drop_diverged(epoch + 1))
+                if not self._members:
+                    return
+            self._charge()
+            ended = self._close_epoch(epoch + 1, steps_per_epoch)
+            self._position = Position(epoch + 1, 0)
+            if ended or self._is_evaluated(epoch + 1):
+                yield Progress((epoch + 1) * steps_per_epoch, num_steps, epoch + 1, ended)
+            if not self._members:
+                return
+
+    def _initial_network(self, run: Run, teacher: Teacher | None) -> torch.nn.Module:
+        network = build(
+            run.student, self._num_classes, generator("init", run.id) if run.recipe.init == "scratch" else None
+        )
+        if run.recipe.init != "scratch":
+            if teacher is None:
+                raise ConfigError(
+                    f"recipe.init={run.recipe.init!r} remaps a teacher's weights, got no teacher; set recipe.init='scratch'"
+                )
+            network.load_state_dict(remap(teacher.state, teacher.student, run.student, run.recipe.init))
+        return network.to(self._data.device).to(memory_format=self._memory_format)
+
+    def _resume(self, states: Mapping[str, bytes]) -> Position:
+        positions = {
+            member.load(states[member.run.id]) if member.run.id in states else Position() for member in self._members
+        }
+        if len(positions) > 1:
+            raise StoreError(
+                f"the runs of a cohort must stand at one position, got {sorted(positions, key=str)}; cut the cohort by position"
+            )
+        return positions.pop()
+
+    def _member(self, run_id: str) -> _Member:
+        return next(member for member in self._members if member.run.id == run_id)
+
+    def _step(self, images: torch.Tensor, labels: torch.Tensor, lr: float) -> None:
+        images = images.contiguous(memory_format=self._memory_format)
+        with torch.no_grad():
+            logits = None if self._teacher_network is None else self._teacher_network(images)
+        for member in self._members:
+            member.network.train()
+            member.step(images, labels, logits, lr)
+
+    def _charge(self) -> None:
+        """Share the wall time since the last call among the members."""
+        now = time.perf_counter()
+        for member in self._members:
+            member.seconds += (now - self._clock) / len(self._members)
+        self._clock = now
+
+    def _is_evaluated(self, epoch: int) -> bool:
+        return epoch % self._recipe.eval_every == 0 or epoch == self._recipe.epochs
+
+    def _drop_diverged(self, epoch: int) -> tuple[Ended, ...]:
+        """Drop the members whose loss of the epoch under way is not finite; it cannot become finite again."""
+        is_finite = torch.isfinite(torch.stack([member.loss_sum for member in self._members])).tolist()
+        diverged = [member for member, finite in zip(self._members, is_finite, strict=True) if not finite]
+        return tuple(self._drop_as_diverged(member, epoch) for member in diverged)
+
+    def _drop_as_diverged(self, member: _Member, epoch: int) -> Ended:
+        self._members.remove(member)
+        return Ended(member.run, member.result(Status.DIVERGED, epoch=epoch), None, member.seconds)
+
+    def _close_epoch(self, epoch: int, num_batches: int) -> tuple[Ended, ...]:
+        """Evaluate when the recipe asks; returns the runs that ended with this epoch."""
+        ended = list(self._drop_diverged(epoch))
+        if self._members and self._is_evaluated(epoch):
+            for member, (loss, accuracy) in zip(list(self._members), self._evaluate("valid"), strict=True):
+                if math.isfinite(loss):
+                    member.record(CurvePoint(epoch, float(member.loss_sum) / num_batches, loss, accuracy))
+                else:
+                    ended.append(self._drop_as_diverged(member, epoch))
+        for member in self._members:
+            member.loss_sum.zero_()
+        if epoch == self._recipe.epochs:
+            ended += [self._finish(member) for member in self._members]
+            self._members = []
+        return tuple(ended)
+
+    def _finish(self, member: _Member) -> Ended:
+        if not member.keep_weights:
+            return Ended(member.run, member.result(Status.FINISHED), None, member.seconds)
+        member.network.load_state_dict(member.best_weights)
+        test_accuracy_pct = None
+        if self._data.num_images("test"):
+            ((_, test_accuracy_pct),) = self._evaluate("test", [member])
+        return Ended(member.run, member.result(Status.FINISHED, test_accuracy_pct), member.best_weights, member.seconds)
+
+    def _evaluate(self, part: str, members: Sequence[_Member] | None = None) -> list[tuple[float, float]]:
+        """Mean cross-entropy and top-1 accuracy in percent of each member on the whole part."""
+        networks = [member.network.eval() for member in (self._members if members is None else members)]
+        return evaluate(networks, self._data, part, self._memory_format)
+
+
+def evaluate(
+    networks: Sequence[torch.nn.Module],
+    data: BatchSource,
+    part: str = "valid",
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> list[tuple[float, float]]:
+    """Mean cross-entropy and top-1 accuracy in percent of each network on the whole part, every image once.
+
+    The networks are used in the mode that they are in. All share one pass over the data.
+    """
+    losses = torch.zeros(len(networks), dtype=torch.float64, device=data.device)
+    correct = torch.zeros(len(networks), dtype=torch.int64, device=data.device)
+    with torch.inference_mode():
+        for images, labels in data.evaluation(part):
+            batch = images.contiguous(memory_format=memory_format)
+            for index, network in enumerate(networks):
+                logits = network(batch).float()
+                losses[index] += F.cross_entropy(logits, labels, reduction="sum")
+                correct[index] += (logits.argmax(dim=1) == labels).sum()
+    num = data.num_images(part)
+    return [(loss / num, 100.0 * hits / num) for loss, hits in zip(losses.tolist(), correct.tolist(), strict=True)]
+
+
+def _shared_recipe(runs: Sequence[Run], data: BatchSource, teacher: Teacher | None) -> Recipe:
+    if len({(run.task, run.teacher, run.recipe.id, run.seed) for run in runs}) != 1 or len(set(runs)) != len(runs):
+        raise ConfigError(
+            f"a cohort needs at least one run, all of one task, teacher, recipe and seed and no two equal, got {len(runs)} "
+            "runs that differ; cut them with cluster.plan.cut_cohorts"
+        )
+    run = runs[0]
+    if run.task != data.task.id:
+        raise ConfigError(f"the runs' task must be the data's, got {run.task} and {data.task.id}; load the runs' task")
+    if (teacher.id if teacher else None) != run.teacher:
+        raise ConfigError(f"the runs' teacher must be the one given, got {run.teacher} and {teacher and teacher.id}")
+    return run.recipe

@@ -1,0 +1,44 @@
+"""From records to what the predictor sees: encodings, maps and targets of one task."""
+
+from collections.abc import Sequence
+
+import torch
+
+from dass.embed import Embedder
+from dass.errors import DataError
+from dass.kd.teacher import Teacher
+from dass.meta.episodes import MetaTask
+from dass.records import Record, Status
+from dass.spaces.space import SearchSpace
+
+
+def featurise(
+    name: str,
+    space: SearchSpace,
+    teacher: Teacher,
+    teacher_record: Record,
+    records: Sequence[Record],
+    embedder: Embedder,
+) -> MetaTask:
+    """The meta-learning view of a task's records; diverged runs have no accuracy to learn from and are left out.
+
+    Raises:
+        DataError: fewer than two students finished.
+    """
+    usable = [record for record in records if record.result.status is Status.FINISHED]
+    accuracies = [record.result.best_accuracy_pct for record in usable]
+    if len(usable) < 2:
+        raise DataError(
+            f"task {name} needs at least 2 finished students, got {len(usable)} of {len(records)} records; run `collect` to "
+            "its end, or lower student.lr if runs diverge"
+        )
+    students = [record.run.student for record in usable]
+    return MetaTask(
+        name=name,
+        arch=torch.stack([space.encode(student) for student in students]),
+        maps=embedder.maps(students),
+        targets_pct=torch.tensor(accuracies, dtype=torch.float32),
+        teacher_arch=space.encode(teacher.student),
+        teacher_map=embedder.maps([teacher.student])[0],
+        teacher_accuracy_pct=teacher.accuracy_pct,
+    )

@@ -1,0 +1,291 @@
+"""The DaSS predictor: from an architecture and two functional maps to the accuracy after distillation (section 3).
+
+Reading order: `PredictorSpec` (what it is for), `Predictor` (the network), `MetaPredictor` (network and learned inner
+rates, what meta-training gives), `Adapted` (after the inner step on one teacher, what ranks students), then its file.
+
+Shape legend: n students, C channels of the last stage, h = w = resolution / 8, D length of the architecture vector.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the customary name
+from torch import nn
+from torch.func import functional_call
+
+from dass.errors import ConfigError, PredictorMismatchError, SchemaTooNewError, StoreError
+from dass.meta.adapt import InnerLoop, Params, adapt
+from dass.records import Init
+from dass.seeding import generator
+from dass.tensors import pack_tensors, unpack_tensors
+
+InputSet = Literal["S", "A", "T", "SA", "ST", "AT", "SAT"]
+Unit = Literal["percent", "task_free"]
+MapNorm = Literal["none", "layer"]
+
+MAP_CHANNELS = (128, 256)  # of the two convolutions of a map encoder, whatever the number of channels that enter
+FILE_VERSION = 1
+
+_UNITS: Mapping[Unit, tuple[float, float]] = {"percent": (0.0, 1.0), "task_free": (50.0, 10.0)}  # offset, scale
+_MATCHED = ("space", "resolution", "noise_sha", "unit", "remap_mode")
+
+
+def to_unit(accuracy_pct: torch.Tensor, unit: Unit) -> torch.Tensor:
+    """Percent in the predictor's unit: unchanged, or minus 50 and divided by 10, constants that know no task."""
+    offset, scale = _UNITS[unit]
+    return (accuracy_pct - offset) / scale
+
+
+def to_percent(value: torch.Tensor, unit: Unit) -> torch.Tensor:
+    """The inverse of `to_unit`."""
+    offset, scale = _UNITS[unit]
+    return value * scale + offset
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorSpec:
+    """What a predictor is made for and how it adapts; it travels inside the predictor's file.
+
+    space, resolution, noise_sha, remap_mode: the maps and encodings it has learned from; others mean nothing to it.
+    num_channels: C. arch_dim: D. inputs: which of student map (S), architecture (A) and teacher map (T) it sees.
+    hidden_dim: width of the architecture embedding and of the fusion. unit: what the network itself puts out.
+    inner_steps, guided, rate_init: the adaptation that was trained. map_norm: `layer` normalises each map as a whole.
+    """
+
+    space: str
+    resolution: int
+    num_channels: int
+    arch_dim: int
+    noise_sha: str
+    inputs: InputSet = "SAT"
+    hidden_dim: int = 64
+    unit: Unit = "percent"
+    inner_steps: int = 1
+    guided: bool = True
+    rate_init: float = 0.005
+    remap_mode: Init = "copy_paste_first"
+    map_norm: MapNorm = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("resolution", "num_channels", "arch_dim", "hidden_dim", "inner_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"predictor.{name} must be >= 1, got {getattr(self, name)}; set predictor.{name}")
+        choices = {"inputs": InputSet, "unit": Unit, "remap_mode": Init, "map_norm": MapNorm}
+        for name, legal in choices.items():
+            if getattr(self, name) not in get_args(legal):
+                raise ConfigError(
+                    f"predictor.{name} must be one of {', '.join(get_args(legal))}, got {getattr(self, name)!r}; "
+                    f"set predictor.{name}"
+                )
+        if self.remap_mode == "scratch":
+            raise ConfigError(
+                "maps need weights remapped from a teacher, got remap_mode 'scratch'; use a copy_paste mode"
+            )
+        if not math.isfinite(self.rate_init):
+            raise ConfigError(
+                f"predictor.rate_init must be finite, got {self.rate_init}; set predictor.rate_init=0.005"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a caller works with, and a predictor must have been made for; None accepts anything."""
+
+    space: str | None = None
+    resolution: int | None = None
+    noise_sha: str | None = None
+    unit: Unit | None = None
+    remap_mode: Init | None = None
+
+
+class Inputs(NamedTuple):
+    """What the network sees of n students of one teacher: maps (n, C, h, w), arch (n, D), teacher_map (C, h, w)."""
+
+    maps: torch.Tensor
+    arch: torch.Tensor
+    teacher_map: torch.Tensor
+
+
+class Predictor(nn.Module):
+    """The network: one encoder per input, concatenated in the order S, A, T, and a fusion with one hidden tanh layer.
+
+    Weights are drawn from PyTorch's default distributions with a generator of `seed`, on the CPU; the global random
+    number generator is neither read nor moved. Nothing couples the students of a batch.
+    """
+
+    def __init__(self, spec: PredictorSpec, seed: int) -> None:
+        super().__init__()
+        self.spec = spec
+        widths = {"S": MAP_CHANNELS[-1], "A": spec.hidden_dim, "T": MAP_CHANNELS[-1]}
+        if "S" in spec.inputs:
+            self.student_encoder = _MapEncoder(spec.num_channels, spec.map_norm)
+        if "A" in spec.inputs:
+            self.arch_encoder = _linear(spec.arch_dim, spec.hidden_dim)
+        if "T" in spec.inputs:
+            self.teacher_encoder = _MapEncoder(spec.num_channels, spec.map_norm)
+        self.fusion = _linear(sum(widths[name] for name in spec.inputs), spec.hidden_dim)
+        self.head = _linear(spec.hidden_dim, 1)
+        _initialise(self, generator("predictor", seed))
+
+    def forward(self, student_maps: torch.Tensor, arch: torch.Tensor, teacher_map: torch.Tensor) -> torch.Tensor:
+        """(n, 1) predictions in `spec.unit` for maps (n, C, h, w), arch (n, D) and one teacher map (C, h, w)."""
+        parts = []
+        if "S" in self.spec.inputs:
+            parts.append(self.student_encoder(student_maps))
+        if "A" in self.spec.inputs:
+            parts.append(self.arch_encoder(arch))
+        if "T" in self.spec.inputs:
+            parts.append(self.teacher_encoder(teacher_map[None]).expand(len(arch), -1))
+        return self.head(torch.tanh(self.fusion(torch.cat(parts, dim=1))))  # type: ignore[no-any-return]
+
+    def call(self, params: Params, inputs: Inputs) -> torch.Tensor:
+        """(n,) predictions in `spec.unit` with `params` in the place of the network's own."""
+        return functional_call(self, dict(params), inputs).squeeze(1)  # type: ignore[no-any-return]
+
+
+class _MapEncoder(nn.Module):
+    """Maps (n, C, h, w) to vectors (n, 256): two 3x3 convolutions of stride 2 with ReLU, then the mean over places."""
+
+    def __init__(self, num_channels: int, norm: MapNorm) -> None:
+        super().__init__()
+        self._norm = norm
+        self.conv1 = _conv(num_channels, MAP_CHANNELS[0])
+        self.conv2 = _conv(*MAP_CHANNELS)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        if self._norm == "layer":
+            maps = F.layer_norm(maps, maps.shape[1:])
+        return F.relu(self.conv2(F.relu(self.conv1(maps)))).mean(dim=(-2, -1))
+
+
+def _conv(num_in: int, num_out: int) -> nn.Conv2d:
+    return nn.Conv2d(num_in, num_out, 3, stride=2, padding=1, bias=False, device="meta").to_empty(device="cpu")
+
+
+def _linear(num_in: int, num_out: int) -> nn.Linear:
+    return nn.Linear(num_in, num_out, device="meta").to_empty(device="cpu")
+
+
+def _initialise(model: nn.Module, rng: torch.Generator) -> None:
+    """Draw what PyTorch's layers draw by default: weight and bias uniform within 1 / sqrt(fan-in)."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=rng)
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                nn.init.uniform_(module.bias, -bound, bound, generator=rng)
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted:
+    """The predictor after its inner step on one teacher.
+
+    teacher_map: (C, h, w). num_skipped: inner steps left out for a loss that was not finite; the predictor then
+    ranks as it was meta-trained, without knowing this teacher's level.
+    """
+
+    model: Predictor
+    params: Params
+    teacher_map: torch.Tensor
+    num_skipped: int = 0
+
+    def score(self, maps: torch.Tensor, arch: torch.Tensor) -> torch.Tensor:
+        """Predicted accuracy after distillation, percent, float32 (n,), of maps (n, C, h, w) and arch (n, D)."""
+        with torch.no_grad():
+            return to_percent(self.model.call(self.params, Inputs(maps, arch, self.teacher_map)), self.model.spec.unit)
+
+
+@dataclass(frozen=True, eq=False)
+class MetaPredictor:
+    """What meta-training gives: the network, its learned inner rates, and whether meta-validation chose it.
+
+    rates: same names and shapes as the network's parameters. is_selected: False when no evaluation gave a rank
+    correlation, so that these are merely the last weights.
+    """
+
+    model: Predictor
+    rates: Params
+    is_selected: bool = True
+
+    @property
+    def spec(self) -> PredictorSpec:
+        """What it was made for."""
+        return self.model.spec
+
+    def adapt(self, teacher_arch: torch.Tensor, teacher_map: torch.Tensor, teacher_accuracy_pct: float) -> Adapted:
+        """Adapt to a teacher: arch (D,), map (C, h, w), accuracy on the task's valid part. On the map's device."""
+        device, loop = teacher_map.device, InnerLoop(self.spec.inner_steps, guided=self.spec.guided)
+        # Maps are often computed in inference mode, whose tensors autograd refuses: leave the mode and copy.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            support = support_inputs(teacher_arch.to(device), teacher_map)
+            target = to_unit(torch.tensor(teacher_accuracy_pct, device=device), self.spec.unit)
+            params = {name: value.detach().to(device) for name, value in self.model.named_parameters()}
+            rates = {name: value.to(device) for name, value in self.rates.items()}
+            adapted = adapt(self.model.call, params, rates, support, target, loop)
+        return Adapted(self.model, adapted.params, support.teacher_map, adapted.num_skipped)
+
+    def save(self) -> bytes:
+        """The predictor's file; `load_predictor` reads it."""
+        return save_predictor(self.model, self.rates, is_selected=self.is_selected)
+
+
+def support_inputs(teacher_arch: torch.Tensor, teacher_map: torch.Tensor) -> Inputs:
+    """The one support example, as copies: the teacher as if it were a student of itself."""
+    return Inputs(teacher_map[None].clone(), teacher_arch[None].clone(), teacher_map.clone())
+
+
+def save_predictor(model: Predictor, rates: Params, *, is_selected: bool = True) -> bytes:
+    """Weights, learned rates and spec in one safetensors block."""
+    tensors: dict[str, torch.Tensor] = {f"phi.{name}": value for name, value in model.named_parameters()}
+    tensors |= {f"rate.{name}": value for name, value in rates.items()}
+    header = {"version": FILE_VERSION, "spec": dataclasses.asdict(model.spec), "is_selected": is_selected}
+    return pack_tensors(tensors, {"predictor": header})
+
+
+def load_predictor(
+    data: bytes, *, expect: Expected | PredictorSpec | None = None, legacy_alpha: bool = False
+) -> MetaPredictor:
+    """The predictor of a file that `save_predictor` made.
+
+    expect: its space, resolution, noise_sha, unit and remap_mode must be the file's.
+    legacy_alpha: put the constant initial rate in the place of the learned ones, as the released code does, which does
+    not store them.
+
+    Raises:
+        PredictorMismatchError: the predictor was made for something else than expected; both values are named.
+        SchemaTooNewError: a newer version of this package wrote it.
+        StoreError: the bytes are not a complete predictor.
+    """
+    tensors, header = unpack_tensors(data)
+    file: Mapping[str, Any] = header.get("predictor", {})
+    if file.get("version", 0) > FILE_VERSION:
+        raise SchemaTooNewError(
+            f"predictor files up to version {FILE_VERSION} are readable, got {file['version']}; update the package"
+        )
+    try:
+        spec = PredictorSpec(**file["spec"])
+        _match(spec, expect)
+        model = Predictor(spec, seed=0)
+        model.load_state_dict({name: tensors[f"phi.{name}"] for name, _ in model.named_parameters()})
+        rates = {name: tensors[f"rate.{name}"] for name, _ in model.named_parameters()}
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise StoreError(
+            f"expected a complete predictor file, got one that does not fit together ({error}); run meta-training again"
+        ) from error
+    if legacy_alpha:
+        rates = {name: torch.full_like(rate, spec.rate_init) for name, rate in rates.items()}
+    return MetaPredictor(model, rates, is_selected=bool(file.get("is_selected", True)))
+
+
+def _match(spec: PredictorSpec, expect: Expected | PredictorSpec | None) -> None:
+    for name in _MATCHED:
+        wanted, made_for = getattr(expect, name, None), getattr(spec, name)
+        if wanted is not None and wanted != made_for:
+            raise PredictorMismatchError(
+                f"a predictor ranks only what it was made for: its {name} is {made_for!r}, got {wanted!r}; "
+                "use a predictor meta-trained for that, or change the search"
+            )

@@ -1,0 +1,212 @@
+"""The command line: `python -m jobs VERB`, or `dass VERB`. Every verb can be killed and run again."""
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import click
+import typer
+
+from dass.errors import DassError, InputError
+from jobs import recipes
+from jobs.config import from_toml, keys, parse_setting, with_values
+from jobs.console import Console
+from jobs.job import Job
+
+DEFAULT_STORE = "./dass-store"
+EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
+
+RecipeOption = Annotated[
+    str,
+    typer.Option("--recipe", metavar="NAME|FILE.toml", help=f"Recipe ({', '.join(recipes.RECIPES)}) or a TOML file."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="a.b=value", help="Override one key; may be repeated. `dass keys` lists them."),
+]
+StoreOption = Annotated[
+    str, typer.Option("--store", metavar="DIR|s3://BUCKET/PREFIX", help="Where everything is kept.")
+]
+SourceOption = Annotated[
+    str | None,
+    typer.Option("--data", metavar="SPEC", help="Images to cut tasks from: digits, imagefolder:PATH, parquet:PATH."),
+]
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data", metavar="SPEC", help="Your images as the target task; without it, the classes the recipe keeps aside."
+    ),
+]
+TeacherOption = Annotated[
+    Path | None,
+    typer.Option("--teacher", metavar="FILE", help="Weights of your own teacher (safetensors); else one is trained."),
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", metavar="FILE", help="Also write the recommended student here (safetensors).")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan; change nothing.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for scripts.")]
+
+app = typer.Typer(
+    name="dass",
+    help="Which student will be best after distillation from this teacher on this data?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def open_job(
+    recipe: str, settings: list[str] | None, store: str, source: str | None, *, dry_run: bool, is_json: bool
+) -> Job:
+    """The job of these options; every error in them is raised before anything else happens."""
+    config = from_toml(Path(recipe), recipes.get_recipe) if recipe.endswith(".toml") else recipes.get_recipe(recipe)
+    for setting in settings or ():
+        config = with_values(config, parse_setting(setting), f"--set {setting}")
+    if source is not None:
+        config = with_values(config, {"data": {"source": source}}, "--data")
+    return Job.open(config, store, Console(is_json=is_json), dry_run=dry_run)
+
+
+@app.command()
+def data(
+    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    source: SourceOption = None, dry_run: DryRunOption = False, is_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Read images once, cut them into tasks, and pack both into the store."""
+    from jobs import data as verb
+
+    job = open_job(recipe, settings, store, source, dry_run=dry_run, is_json=is_json)
+    job.console.document(verb.run(job))
+
+
+@app.command()
+def teachers(
+    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    source: SourceOption = None, dry_run: DryRunOption = False, is_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Train the largest network of the space on every task that has no teacher yet."""
+    from jobs import teachers as verb
+
+    job = open_job(recipe, settings, store, source, dry_run=dry_run, is_json=is_json)
+    job.console.document(verb.run(job))
+
+
+@app.command()
+def collect(
+    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    source: SourceOption = None, dry_run: DryRunOption = False, is_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Distil the sampled students on every task; missing teachers are trained first."""
+    from jobs import collect as verb
+
+    job = open_job(recipe, settings, store, source, dry_run=dry_run, is_json=is_json)
+    job.console.document(verb.run(job))
+
+
+@app.command("meta-train")
+def meta_train(
+    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    source: SourceOption = None, dry_run: DryRunOption = False, is_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Learn the predictor from the collected records."""
+    from jobs import meta_train as verb
+
+    job = open_job(recipe, settings, store, source, dry_run=dry_run, is_json=is_json)
+    job.console.document(verb.run(job))
+
+
+@app.command()
+def search(
+    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    target: TargetOption = None, teacher: TeacherOption = None, dry_run: DryRunOption = False,
+    is_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Rank thousands of students for a target in a budget."""
+    from jobs import search as verb
+
+    job = open_job(recipe, settings, store, None, dry_run=dry_run, is_json=is_json)
+    job.console.document(verb.run(job, target, teacher))
+
+
+@app.command()
+def distil(
+    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    target: TargetOption = None, output: OutputOption = None, dry_run: DryRunOption = False,
+    is_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Train the winner of the last search for good, and the controls beside it."""
+    from jobs import distil as verb
+
+    job = open_job(recipe, settings, store, None, dry_run=dry_run, is_json=is_json)
+    job.console.document(verb.run(job, target, output))
+
+
+@app.command()
+def report(
+    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    target: TargetOption = None, dry_run: DryRunOption = False, is_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Write report.html into the store: what was found, how sure, and from what."""
+    from jobs import report as verb
+
+    job = open_job(recipe, settings, store, None, dry_run=dry_run, is_json=is_json)
+    job.console.document(verb.run(job, target))
+
+
+@app.command()
+def status(store: StoreOption = DEFAULT_STORE, is_json: JsonOption = False) -> None:
+    """What is planned, done and left, from the store alone."""
+    from jobs import status as verb
+
+    job = open_job("quickstart", None, store, None, dry_run=True, is_json=is_json)
+    job.console.document(verb.run(job))
+
+
+@app.command()
+def quickstart(
+    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    source: SourceOption = None, dry_run: DryRunOption = False, is_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """The whole way: data, teachers, collection, meta-training, search, distillation, report."""
+    from jobs import quickstart as verb
+
+    job = open_job(recipe, settings, store, source, dry_run=dry_run, is_json=is_json)
+    job.console.document(verb.run(job))
+
+
+@app.command("keys")
+def list_keys(recipe: RecipeOption = "quickstart", settings: SetOption = None) -> None:
+    """Every key that --set and a TOML recipe can give, with type, value in this recipe, and meaning."""
+    config = from_toml(Path(recipe), recipes.get_recipe) if recipe.endswith(".toml") else recipes.get_recipe(recipe)
+    for setting in settings or ():
+        config = with_values(config, parse_setting(setting), f"--set {setting}")
+    Console().table(f"Keys of recipe {config.name}", ("key", "type", "value", "meaning"), list(keys(config)))
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature that signal wants
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the verb; bad input exits with 2, a failure with 1, an interruption with 130, each with one message."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(EXIT_INTERRUPTED)
+    except DassError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILED)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: what is finished is kept; run the same command again to go on\n")
+        sys.exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

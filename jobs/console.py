@@ -1,0 +1,100 @@
+"""What a person sees: progress with an ETA on stderr, results on stdout, and one JSON document for scripts."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+LINE_EVERY_S = 10.0  # where no terminal redraws a bar, a line at least this often
+
+
+class Bar:
+    """One phase under way; `update` may be called as often as you like."""
+
+    def __init__(self, name: str, rich: RichConsole, bar: Progress | None, task: TaskID | None) -> None:
+        self._name = name
+        self._rich = rich
+        self._bar = bar
+        self._task = task
+        self._began = time.monotonic()
+        self._first: int | None = None
+        self._printed = self._began
+
+    def update(self, done: int, total: int, detail: str = "") -> None:
+        """Show `done` of `total`; work done before the first call does not count towards the ETA."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first, self._began = done, now
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total, detail=detail)
+        elif now - self._printed >= LINE_EVERY_S:
+            self._printed = now
+            self._rich.print(f"  {self._name}: {done}/{total} {detail} {self._eta(done, total, now)}".rstrip())
+
+    def _eta(self, done: int, total: int, now: float) -> str:
+        gained = done - (self._first or 0)
+        return f"ETA {(now - self._began) / gained * (total - done):.0f} s" if gained else ""
+
+
+class Console:
+    """Where a job writes. `is_json`: stdout carries nothing but one JSON document."""
+
+    def __init__(self, *, is_json: bool = False) -> None:
+        self.is_json = is_json
+        self._err = RichConsole(stderr=True, highlight=False)
+        self._out = RichConsole(highlight=False, soft_wrap=True)
+        self.phases: dict[str, float] = {}
+
+    def say(self, text: str) -> None:
+        """A line of what happens, on stderr."""
+        self._err.print(text, markup=False)
+
+    def tell(self, text: str) -> None:
+        """A line of what was found, on stdout; silent when stdout carries JSON."""
+        if not self.is_json:
+            self._out.print(text, markup=False)
+
+    def table(self, title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+        """A table on stdout; silent when stdout carries JSON."""
+        if self.is_json:
+            return
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*(str(cell) for cell in row))
+        self._out.print(table)
+
+    def document(self, value: Mapping[str, Any]) -> None:
+        """The one JSON document on stdout; silent otherwise."""
+        if self.is_json:
+            sys.stdout.write(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[Bar]:
+        """A named and timed part of a job, with a progress bar; the time ends up in `phases`."""
+        began = time.monotonic()
+        try:
+            if self._err.is_terminal:
+                columns = (
+                    TextColumn("{task.description:<28}"),
+                    BarColumn(bar_width=32),
+                    TextColumn("{task.completed}/{task.total}"),
+                    TimeElapsedColumn(),
+                    TextColumn("ETA"),
+                    TimeRemainingColumn(),
+                    TextColumn("{task.fields[detail]}"),
+                )
+                with Progress(*columns, console=self._err, transient=True) as bar:
+                    yield Bar(name, self._err, bar, bar.add_task(name, total=None, detail=""))
+            else:
+                yield Bar(name, self._err, None, None)
+        finally:
+            self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - began
+        self.say(f"{name}: done in {self.phases[name]:.1f} s")

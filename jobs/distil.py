@@ -1,0 +1,109 @@
+"""`distil`: train the winner for good, and beside it what it must beat."""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cluster.documents import get_latest, put_latest
+from cluster.plan import Plan
+from cluster.schema import build
+from cluster.weights import get_weights
+from dass.errors import ConfigError, ObjectNotFoundError
+from dass.records import Record, Run, Student, Task
+from dass.search.controls import largest_student, random_student
+from dass.search.ranking import Candidate
+from dass.seeding import generator
+from dass.tensors import pack_tensors
+from jobs.job import Job
+from jobs.search import budget_of
+from jobs.target import target_task
+from jobs.train_runs import train_runs
+
+
+def run(job: Job, source: str | None = None, output: Path | None = None) -> dict[str, Any]:
+    """Distil the chosen students under every seed; the weights are kept, test is measured once per run."""
+    task = target_task(job, source)
+    found = latest_search(job, task)
+    students = chosen(job, task, found)
+    runs = {
+        role: tuple(Run(task.id, found["teacher"], student, job.config.final, seed) for seed in job.config.distil.seeds)
+        for role, student in students.items()
+    }
+    plan = Plan("distil", tuple(dict.fromkeys(run for group in runs.values() for run in group)))
+    done = train_runs(job, plan, "distil", keep_weights=True)
+    if job.dry_run:
+        job.console.tell(f"would distil {', '.join(f'{role} {student.key}' for role, student in students.items())}")
+        return {**done, "dry_run": True}
+    value = {
+        role: {"student": asdict(students[role]), "runs": [run.id for run in group]} for role, group in runs.items()
+    }
+    put_latest(job.store, f"distil-{task.id}", value)
+    records = job.records(run.id for run in plan.runs)
+    rows = {role: _summary([records[run.id] for run in group]) for role, group in runs.items()}
+    job.console.table(
+        f"Distilled on {task.name}",
+        ("student", "test %", "valid %", "MMACs"),
+        [(role, row["test_accuracy_pct"], row["best_accuracy_pct"], row["mmacs"]) for role, row in rows.items()],
+    )
+    if output is not None:
+        export(job, task, [records[run.id] for run in runs["recommended"]], output)
+    return {**done, "target": task.name, "finals": rows, "dry_run": False}
+
+
+def latest_search(job: Job, task: Task) -> dict[str, Any]:
+    """What the last search for this task found.
+
+    Raises:
+        ConfigError: there was none.
+    """
+    try:
+        return get_latest(job.store, f"search-{task.id}")
+    except ObjectNotFoundError as error:
+        raise ConfigError(f"task {task.name} must have been searched before, got no ranking; run `search`") from error
+
+
+def candidates_of(found: Mapping[str, Any]) -> list[Candidate]:
+    """The ranking of a search, best first; empty where there was none."""
+    return [build(Candidate, value, "search") for value in found.get("candidates", ())]
+
+
+def chosen(job: Job, task: Task, found: dict[str, Any]) -> dict[str, Student]:
+    """The students to distil by role; a control that is the recommended student itself is left out."""
+    candidates = candidates_of(found)
+    students = {"recommended": candidates[0].student}
+    if job.config.distil.controls:
+        rng = generator("control", job.config.search.seed, task.id)
+        students["random"] = random_student(candidates, rng)
+        students["largest"] = largest_student(job.space, budget_of(job, task), task.resolution, task.num_classes)
+    return {role: s for role, s in students.items() if role == "recommended" or s != students["recommended"]}
+
+
+def export(job: Job, task: Task, records: list[Record], output: Path) -> None:
+    """Write the best of the seeds (on valid) as a safetensors file whose header names student and classes."""
+    best = max(records, key=lambda record: record.result.best_accuracy_pct or 0.0)
+    if best.weights is None:
+        raise ConfigError("the recommended student has no kept weights; choose other seeds with distil.seeds")
+    header = {"student": asdict(best.run.student), "classes": list(task.classes), "run": best.run.id}
+    try:
+        output.write_bytes(pack_tensors(get_weights(job.store, best.weights), header))
+    except OSError as error:
+        raise ConfigError(f"--output must be a writable path, got {output} ({error.strerror})") from error
+    job.console.tell(f"student written to {output}")
+
+
+def _summary(records: list[Record]) -> dict[str, Any]:
+    return {
+        "student": records[0].run.student.key,
+        "mmacs": round(records[0].macs / 1e6, 3),
+        "params": records[0].params,
+        "seeds": len(records),
+        "test_accuracy_pct": _mean([record.result.test_accuracy_pct for record in records]),
+        "best_accuracy_pct": _mean([record.result.best_accuracy_pct for record in records]),
+    }
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(statistics.fmean(known), 2) if known else None

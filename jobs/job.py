@@ -1,0 +1,113 @@
+"""What every verb works with: the configuration, the store, and where to write."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from cluster.database import RunDatabase
+from cluster.documents import get_latest, get_task, put_latest, put_task
+from cluster.objects import ObjectStore, open_store
+from cluster.packs import get_pack, put_pack
+from cluster.schema import check_schema
+from dass.data.pack import Pack
+from dass.data.sources import read_source
+from dass.data.splits import assign_parts, whole_task
+from dass.data.tasks import TaskSet, make_tasks
+from dass.errors import ObjectNotFoundError
+from dass.records import Record, Task, content_id
+from dass.spaces import get_space
+from dass.spaces.space import SearchSpace
+from jobs.config import Config
+from jobs.console import Console
+
+
+@dataclass(frozen=True)
+class Job:
+    """One verb under way. With `dry_run` nothing is written and nothing is trained."""
+
+    config: Config
+    store: ObjectStore
+    console: Console
+    dry_run: bool = False
+    _packs: list[Pack] = field(default_factory=list, repr=False)  # those read in this process
+
+    @classmethod
+    def open(cls, config: Config, store_url: str, console: Console, *, dry_run: bool) -> "Job":
+        """Check the store before anything else; see `check_schema` and ObjectStore.check_writable for the errors."""
+        store = open_store(store_url)
+        check_schema(store)
+        store.check_writable()
+        return cls(config, store, console, dry_run)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The search space."""
+        return get_space(self.config.space)
+
+    @cached_property
+    def database(self) -> RunDatabase:
+        """The store's records."""
+        return RunDatabase(self.store)
+
+    def records(self, run_ids: Iterable[str]) -> dict[str, Record]:
+        """The records of those runs that have one, by run id."""
+        return {record.run.id: record for record in self.database.scan(set(run_ids))}
+
+    def tasks(self, *, refresh: bool = False) -> TaskSet:
+        """The tasks of the recipe; cut from the source at the first time, or anew with `refresh`."""
+        name = f"tasks-{content_id({'data': self.config.data})}"
+        if not refresh and (known := self._known(name)) is not None:
+            train, valid = (tuple(get_task(self.store, task) for task in known[role]) for role in ("train", "valid"))
+            return TaskSet(train, valid, get_task(self.store, known["target"]) if known["target"] else None)
+        pack = self._read(self.config.data.source)
+        tasks = make_tasks(pack, self.config.data)
+        self._keep(pack, tasks.all)
+        target = tasks.target.id if tasks.target else None
+        value = {"train": [t.id for t in tasks.train], "valid": [t.id for t in tasks.valid], "target": target}
+        self._point(name, value)
+        return tasks
+
+    def whole_source(self, source: str) -> Task:
+        """All images of a source as one task: the user's own dataset as the target."""
+        data = self.config.data
+        settings = [source, data.resolution, data.valid_fraction, data.test_fraction, data.seed]
+        name = f"whole-{content_id(settings)}"
+        if (known := self._known(name)) is not None:
+            return get_task(self.store, known["task"])
+        pack = self._read(source)
+        task = whole_task(pack, source)
+        self._keep(pack, [task])
+        self._point(name, {"task": task.id})
+        return task
+
+    def pack(self, task: Task) -> Pack:
+        """The packed images of a task."""
+        for pack in self._packs:
+            if pack.id == task.source:
+                return pack
+        return get_pack(self.store, task.source)
+
+    def _read(self, source: str) -> Pack:
+        data = self.config.data
+        with self.console.phase("read images") as bar:
+            pack = read_source(source, data.resolution, progress=bar.update)
+        pack = assign_parts(pack, data.seed, data.valid_fraction, data.test_fraction)
+        self._packs.append(pack)
+        return pack
+
+    def _keep(self, pack: Pack, tasks: Iterable[Task]) -> None:
+        if not self.dry_run:
+            put_pack(self.store, pack)
+            for task in tasks:
+                put_task(self.store, task)
+
+    def _point(self, name: str, value: Mapping[str, Any]) -> None:
+        if not self.dry_run:
+            put_latest(self.store, name, value)
+
+    def _known(self, name: str) -> dict[str, Any] | None:
+        try:
+            return get_latest(self.store, name)
+        except ObjectNotFoundError:
+            return None

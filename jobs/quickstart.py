@@ -1,0 +1,40 @@
+"""`quickstart`: the whole way from images to a distilled student, and an honest word on what came of it."""
+
+from functools import partial
+from typing import Any
+
+from cluster.documents import get_latest, put_latest
+from cluster.runtime import session
+from dass.errors import ObjectNotFoundError
+from jobs import collect, data, distil, meta_train, report, search
+from jobs.job import Job
+
+STEPS = (partial(data.run, refresh=False), collect.run, meta_train.run, search.run, distil.run)
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Every step in turn; what is done already is not done again."""
+    if job.dry_run:
+        return {"data": data.run(job), "collect": collect.run(job), "dry_run": True}
+    before = _phases(job)
+    with session():
+        for step in STEPS:
+            step(job)
+            spent = job.console.phases
+            put_latest(
+                job.store,
+                report.PHASES,
+                {
+                    name: round(before.get(name, 0.0) + spent.get(name, 0.0), 2)
+                    for name in dict.fromkeys([*before, *spent])
+                },
+            )
+    return {**report.run(job), "phases": _phases(job)}
+
+
+def _phases(job: Job) -> dict[str, float]:
+    """Seconds per phase of this store so far, interrupted attempts included."""
+    try:
+        return get_latest(job.store, report.PHASES)
+    except ObjectNotFoundError:
+        return {}

@@ -1,0 +1,27 @@
+"""Named recipes: functions that return a complete configuration."""
+
+import difflib
+from collections.abc import Callable, Mapping
+
+from dass.errors import ConfigError
+from jobs.config import Config
+from jobs.recipes.digits import quickstart, smoke
+from jobs.recipes.tiny_imagenet import tiny10, tiny10_32px
+
+RECIPES: Mapping[str, Callable[[], Config]] = {
+    "quickstart": quickstart,
+    "smoke": smoke,
+    "tiny10": tiny10,
+    "tiny10_32px": tiny10_32px,
+}
+
+
+def get_recipe(name: str) -> Config:
+    """The configuration of a named recipe; ConfigError lists the names and the nearest one."""
+    if name not in RECIPES:
+        close = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ConfigError(
+            f"--recipe must be one of {', '.join(RECIPES)} or a file ending in .toml, got {name!r}; {hint}".rstrip("; ")
+        )
+    return RECIPES[name]()

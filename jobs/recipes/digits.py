@@ -1,0 +1,63 @@
+"""Recipes on the handwritten digits that scikit-learn ships: no download, no service, one machine."""
+
+from cluster.settings import LaneConfig
+from dass.data.tasks import DataConfig
+from dass.meta.train import MetaConfig
+from dass.records import Recipe
+from dass.search.select import SearchConfig
+from jobs.config import CollectConfig, Config, DistilConfig
+
+
+def quickstart() -> Config:
+    """The whole way on 8 x 8 digits in minutes: `python -m jobs quickstart`.
+
+    Ten classes in three disjoint pools: 4 for meta-training (every 3 of them a task), 3 for meta-validation, 3 unseen.
+    Few images and few epochs keep the students apart; on saturated digits nothing could be ranked.
+    """
+    brief = Recipe(epochs=4, batch_size=16, lr=0.02, flip=0.0, crop_padding=2, eval_every=4)
+    return Config(
+        name="quickstart",
+        space="paper5_w8",
+        data=DataConfig(
+            source="digits",
+            resolution=16,
+            split="classes",
+            classes_per_task=3,
+            train_tasks=4,
+            valid_tasks=1,
+            target_classes=3,
+            valid_fraction=0.5,
+            test_fraction=0.3,
+        ),
+        teacher=Recipe(
+            loss="ce", label_smoothing=0.1, init="scratch", epochs=20, batch_size=16, lr=0.05, flip=0.0, crop_padding=2
+        ),
+        student=brief,
+        final=brief,
+        lanes=LaneConfig(num=2, cpus=1.0, threads=1, cohort_size=8, yield_every=20, checkpoint_s=5.0, lease_s=60.0),
+        collect=CollectConfig(students_per_task=32, target_students=24),
+        meta=MetaConfig(episodes=300, queries=24, eval_every=20),
+        search=SearchConfig(candidates=3000, max_macs_ratio=0.3),
+        distil=DistilConfig(seeds=(1, 2, 3)),
+    )
+
+
+def smoke() -> Config:
+    """The same way with almost nothing trained, to see that an installation works: seconds of training, no result."""
+    brief = Recipe(epochs=1, batch_size=16, lr=0.02, flip=0.0, crop_padding=1, eval_every=1)
+    full = quickstart()
+    return Config(
+        name="smoke",
+        space="smoke",
+        data=full.data,
+        teacher=Recipe(
+            loss="ce", init="scratch", epochs=1, batch_size=16, lr=0.05, flip=0.0, crop_padding=1, eval_every=1
+        ),
+        student=brief,
+        final=brief,
+        lanes=LaneConfig(num=1, cpus=1.0, threads=1, cohort_size=4, yield_every=5, checkpoint_s=1.0, lease_s=60.0),
+        collect=CollectConfig(students_per_task=3, target_students=2),
+        meta=MetaConfig(episodes=4, queries=3, eval_every=2),
+        search=SearchConfig(candidates=50, max_macs_ratio=0.5),
+        distil=DistilConfig(seeds=(1,)),
+    )

@@ -1,0 +1,51 @@
+"""Recipes on Tiny-ImageNet, whose images you bring: `--data parquet:PATH` or `--data imagefolder:PATH`."""
+
+from dataclasses import replace
+
+from cluster.settings import LaneConfig
+from dass.data.tasks import DataConfig
+from dass.kd.teacher import TEACHER_RECIPE
+from dass.meta.train import MetaConfig
+from dass.records import Recipe
+from dass.search.select import SearchConfig
+from jobs.config import CollectConfig, Config, DistilConfig
+
+
+def tiny10() -> Config:
+    """The paper's database: 10 splits of 40 classes at 64 px, 200 students each, 50 epochs: `collect --recipe tiny10`.
+
+    Source: DaSS, sections 5.1 to 5.4, and the released scripts. 2,000 KD runs of 10,000 images: 1e9 image passes.
+    """
+    return Config(
+        name="tiny10",
+        space="paper5",
+        data=DataConfig(source="", resolution=64, split="tiny10", train_tasks=8, valid_tasks=2),
+        teacher=TEACHER_RECIPE,
+        student=Recipe(),
+        final=Recipe(),
+        lanes=LaneConfig(
+            num=1, cpus=2.0, gpus=1.0, threads=2, cohort_size=16, yield_every=50, checkpoint_s=120.0, lease_s=300.0,
+            memory_format="channels_last",
+        ),
+        collect=CollectConfig(students_per_task=200),
+        meta=MetaConfig(),
+        search=SearchConfig(candidates=3000),
+        distil=DistilConfig(seeds=(1, 2, 3)),
+    )  # fmt: skip
+
+
+def tiny10_32px() -> Config:
+    """The same splits at 32 px with base widths of a quarter and few epochs, for machines without a GPU."""
+    full = tiny10()
+    brief = Recipe(epochs=2, eval_every=1)
+    return replace(
+        full,
+        name="tiny10_32px",
+        space="paper5_w8",
+        data=replace(full.data, resolution=32, train_tasks=2, valid_tasks=1),
+        teacher=replace(TEACHER_RECIPE, epochs=3, eval_every=1),
+        student=brief,
+        final=brief,
+        lanes=LaneConfig(num=2, cpus=1.0, threads=1, cohort_size=4, yield_every=10, checkpoint_s=20.0, lease_s=120.0),
+        collect=CollectConfig(students_per_task=8),
+    )

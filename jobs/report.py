@@ -1,0 +1,175 @@
+"""`report`: gather what the store knows and write one HTML page into it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from cluster.documents import get_latest
+from cluster.runtime import code_version, versions
+from cluster.schema import build
+from cluster.teachers import load_teacher
+from cluster.weights import get_blob
+from dass.cost import count_macs, count_params
+from dass.data.tasks import TaskSet
+from dass.errors import ObjectNotFoundError
+from dass.predictor import load_predictor
+from dass.records import Record, Run, Status, Student, Task
+from dass.report import Final, MetaPoint, Observed, PageData, Phase, ScoredPoint, TaskRow, facts, render, verdict
+from dass.report.model import TaskRole
+from jobs import collect, teachers
+from jobs.distil import candidates_of
+from jobs.job import Job
+from jobs.target import scorer_of, target_task
+
+PAGE = "report.html"
+PHASES = "phases"
+
+
+def run(job: Job, source: str | None = None) -> dict[str, Any]:
+    """Write report.html into the store and print its path and the verdict."""
+    page = page_of(job, target_task(job, source))
+    place = f"{job.store.url}/{PAGE}"
+    if not job.dry_run:
+        job.store.put(PAGE, render(page).encode())
+    job.console.tell(verdict(page))
+    job.console.tell(f"would write {place}" if job.dry_run else f"Report: {place}")
+    return {**facts(page), "report": place, "verdict": verdict(page), "dry_run": job.dry_run}
+
+
+def page_of(job: Job, task: Task) -> PageData:
+    """Everything the page shows about one target; what is not there yet stays empty."""
+    found = _latest(job, f"search-{task.id}")
+    finals = _latest(job, f"distil-{task.id}")
+    meta = _latest(job, "predictor")
+    tasks = job.tasks()
+    planned = collect.plan(job, tasks).runs
+    teacher_id = str(found.get("teacher", teachers.run_of(job, task).id))
+    final_ids = [run_id for final in finals.values() for run_id in final["runs"]]
+    records = job.records([run.id for run in planned] + [teacher_id, *final_ids])
+    predicted = _predictions(job, task, found, finals, records)
+    return PageData(
+        title=f"A student for {task.name}",
+        space=job.config.space,
+        resolution=task.resolution,
+        target=task.name,
+        classes=task.classes,
+        teacher=records.get(teacher_id),
+        largest=job.space.largest,
+        max_macs=found.get("max_macs"),
+        max_params=found.get("max_params"),
+        candidates=tuple(ScoredPoint(c.student, c.score, c.macs, c.params) for c in candidates_of(found)),
+        finals=tuple(
+            Final(role, _student(final), predicted.get(_student(final)), _present(final["runs"], records))
+            for role, final in finals.items()
+        ),
+        observed=tuple(
+            Observed(_point(task, record.run.student, predicted[record.run.student]), record)
+            for record in _observed(task, planned, records)
+            if record.run.student in predicted
+        ),
+        tasks=tuple(_task_row(task, role, planned, records) for role, task in _roles(tasks, task)),
+        meta=tuple(
+            MetaPoint(point["episode"], point["loss"], point["valid_spearman"])
+            for point in meta.get("curve", ())
+            if point["loss"] is not None
+        ),
+        phases=tuple(Phase(name, seconds) for name, seconds in _latest(job, PHASES).items()),
+        provenance=_provenance(job, found, records),
+        notes=_notes(job, tasks, task),
+    )
+
+
+def _latest(job: Job, name: str) -> dict[str, Any]:
+    try:
+        return get_latest(job.store, name)
+    except ObjectNotFoundError:
+        return {}
+
+
+def _student(final: Mapping[str, Any]) -> Student:
+    return build(Student, final["student"], "distil")
+
+
+def _present(run_ids: Iterable[str], records: Mapping[str, Record]) -> tuple[Record, ...]:
+    return tuple(records[run_id] for run_id in run_ids if run_id in records)
+
+
+def _observed(task: Task, planned: Sequence[Run], records: Mapping[str, Record]) -> list[Record]:
+    """The target's students that were distilled only to check the predictor."""
+    return [
+        records[run.id]
+        for run in planned
+        if run.task == task.id and run.teacher is not None and run.id in records
+        if records[run.id].result.status is Status.FINISHED
+    ]
+
+
+def _predictions(
+    job: Job, task: Task, found: Mapping[str, Any], finals: Mapping[str, Any], records: Mapping[str, Record]
+) -> dict[Student, float]:
+    """What the predictor of the search says of the students that were really distilled on the target."""
+    if not found:
+        return {}
+    students = [record.run.student for record in records.values() if record.run.task == task.id and record.run.teacher]
+    students = list(dict.fromkeys([*students, *map(_student, finals.values())]))
+    if not students:
+        return {}
+    predictor = load_predictor(get_blob(job.store, found["predictor"]))
+    scorer = scorer_of(job, task, load_teacher(job.database, found["teacher"]), predictor)
+    return dict(zip(students, scorer.score(students).tolist(), strict=True))
+
+
+def _point(task: Task, student: Student, score: float) -> ScoredPoint:
+    cost = count_macs(student, task.resolution, task.num_classes), count_params(student, task.num_classes)
+    return ScoredPoint(student, score, *cost)
+
+
+def _roles(tasks: TaskSet, target: Task) -> list[tuple[TaskRole, Task]]:
+    meta: list[tuple[TaskRole, Task]] = [("meta-train", task) for task in tasks.train]
+    return [*meta, *(("meta-valid", task) for task in tasks.valid), ("target", target)]
+
+
+def _task_row(task: Task, role: TaskRole, planned: Sequence[Run], records: Mapping[str, Record]) -> TaskRow:
+    mine = [run for run in planned if run.task == task.id]
+    ended = [records[run.id] for run in mine if run.id in records]
+    finished = [record for record in ended if record.result.status is Status.FINISHED]
+    teacher = next((record for record in finished if record.run.teacher is None), None)
+    accuracies = [record.result.best_accuracy_pct for record in finished if record.run.teacher is not None]
+    return TaskRow(
+        name=task.name,
+        role=role,
+        num_classes=task.num_classes,
+        teacher_accuracy_pct=None if teacher is None else teacher.result.best_accuracy_pct,
+        planned=len(mine),
+        finished=len(finished),
+        diverged=len(ended) - len(finished),
+        accuracies_pct=tuple(accuracy for accuracy in accuracies if accuracy is not None),
+    )
+
+
+def _provenance(job: Job, found: Mapping[str, Any], records: Mapping[str, Record]) -> dict[str, str]:
+    machines = sorted({f"{r.provenance.device}, {r.provenance.threads} thread(s)" for r in records.values()})
+    return {
+        "recipe": job.config.name,
+        "images": job.config.data.source,
+        "store": job.store.url,
+        "predictor": str(found.get("predictor", "none yet")),
+        "teacher": str(found.get("teacher", "none yet")),
+        "trained on": "; ".join(machines) or "nothing yet",
+        "code": code_version(),
+        **dict(versions()),
+    }
+
+
+def _notes(job: Job, tasks: TaskSet, target: Task) -> tuple[str, ...]:
+    notes = [
+        f"The predictor learned from {len(tasks.train)} tasks and was chosen on {len(tasks.valid)}; it never saw a student "
+        "of the target, only the target's teacher and that teacher's accuracy.",
+        f"Accuracies on valid are those of the best of the evaluated epochs on {len(target.valid)} images, which is "
+        "optimistic; test was measured once, after all choices.",
+    ]
+    if job.config.name in ("quickstart", "smoke"):
+        notes.append(
+            "This recipe shows the way on small images with few epochs and few tasks: read its figures as an example of a "
+            "report, not as evidence about the method."
+        )
+    return tuple(notes)

@@ -1,0 +1,45 @@
+"""Train what a plan still lacks, on lanes, with progress; what `teachers`, `collect`, `search` and `distil` share."""
+
+from typing import Any
+
+from cluster.documents import put_document, put_latest
+from cluster.plan import Plan, pending
+from cluster.runtime import preflight, session
+from dass.errors import ClusterError
+from jobs.job import Job
+
+
+def counts(job: Job, plan: Plan) -> dict[str, int]:
+    """How many runs of the plan are done and how many are left."""
+    num_pending = len(pending(plan, job.database.finished_ids()))
+    return {"planned": len(plan.runs), "ended": len(plan.runs) - num_pending, "pending": num_pending}
+
+
+def train_runs(job: Job, plan: Plan, phase: str, *, keep_weights: bool = False) -> dict[str, Any]:
+    """Run what is pending; returns the counts at the end. With `dry_run` only the counts.
+
+    Raises:
+        ClusterError: runs are still pending when the lanes have ended; the message names the reasons.
+    """
+    before = counts(job, plan)
+    if job.dry_run or not before["pending"]:
+        return before
+    preflight(job.store.url, job.config.lanes.gpus)
+    put_document(job.store, "plan", plan.id, plan.to_document())
+    put_latest(job.store, f"plan-{plan.name}", {"plan": plan.id})
+    from cluster.lanes import run_plan  # Ray is imported only where something trains
+
+    reasons: dict[str, str] = {}
+    with session(), job.console.phase(phase) as bar:
+        bar.update(before["ended"], before["planned"], "starting lanes")
+        for stats in run_plan(job.store.url, plan, job.config.lanes, keep_weights=keep_weights):
+            bar.update(stats.finished, before["planned"], f"{stats.running} running")
+            reasons = dict(stats.failed)
+    after = counts(job, plan)
+    if after["pending"]:
+        told = "; ".join(sorted(set(reasons.values()))[:3]) or "the lanes ended early"
+        raise ClusterError(
+            f"every planned run must end, got {after['pending']} of {after['planned']} still pending ({told}); see the events "
+            "in the store, then submit the same job again: what is finished is kept"
+        )
+    return after

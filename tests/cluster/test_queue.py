@@ -1,0 +1,505 @@
+import itertools
+import pickle
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from cluster.database import RunDatabase
+from cluster.objects import FolderStore
+from cluster.plan import Decision, FailureKind
+from cluster.queue import (
+    Lease,
+    LeaseQueue,
+    LeaseState,
+    QueueActor,
+    QueueStats,
+    Saved,
+    Token,
+    claim_incarnation,
+    remote_queue,
+)
+from dass.errors import ConfigError
+from dass.records import Run, Status
+from tests.cluster.builders import make_record, make_run
+
+RUNS = [make_run(number) for number in range(4)]
+TEACHER = make_run(100, teacher=None)
+STUDENTS = [make_run(number, teacher=TEACHER.id) for number in range(3)]
+
+
+def new_queue(runs: list[Run] = RUNS, incarnation: int = 1, grace_until: float = -1.0) -> LeaseQueue:
+    return LeaseQueue(runs, set(), incarnation, lease_s=60.0, grace_until=grace_until)
+
+
+def granted(queue: LeaseQueue, lane: str = "a", max_runs: int = 8, now: float = 0.0) -> Lease:
+    reply = queue.lease(lane, max_runs, now)
+    assert reply.state is LeaseState.GRANTED
+    assert reply.lease is not None
+    return reply.lease
+
+
+def ids(runs: list[Run] | tuple[Run, ...]) -> list[str]:
+    return [run.id for run in runs]
+
+
+def test_a_token_reads_as_incarnation_and_attempt() -> None:
+    assert str(Token(3, 17)) == "3-17"
+    assert Token.parse("3-17") == Token(3, 17)
+    assert pickle.loads(pickle.dumps(Token(3, 17))) == Token(3, 17)  # noqa: S301 - our own bytes
+    for text in ("3", "3-", "a-b", "3-1-2", "-3-1", ""):
+        with pytest.raises(ConfigError, match="incarnation-attempt"):
+            Token.parse(text)
+
+
+def test_lanes_share_the_runs_between_them() -> None:
+    queue = new_queue()
+    first, second = granted(queue, "a", 3), granted(queue, "b", 3)
+    assert ids(first.runs + second.runs) == ids(RUNS)
+    assert (first.token, second.token) == (Token(1, 1), Token(1, 2))
+    assert queue.lease("c", 3, 0.0).state is LeaseState.WAIT
+    assert queue.stats() == QueueStats(4, 0, 4, 0, 0, {})
+
+
+def test_runs_with_a_record_are_never_leased() -> None:
+    queue = LeaseQueue(RUNS, set(ids(RUNS[:3])), 1)
+    assert granted(queue).runs == (RUNS[3],)
+    assert LeaseQueue(RUNS, set(ids(RUNS)), 1).lease("a", 8, 0.0).state is LeaseState.EMPTY
+
+
+def test_a_lease_ends_run_by_run() -> None:
+    queue = new_queue()
+    lease = granted(queue)
+    assert queue.complete(RUNS[0].id, lease.token, 1.0)
+    assert queue.complete(RUNS[0].id, lease.token, 1.0)
+    assert queue.fail([RUNS[1].id], lease.token, FailureKind.ERROR, 1.0) == {RUNS[1].id: Decision.RETRY_ALONE}
+    assert queue.heartbeat("a", lease.token, 2.0)
+    assert queue.stats() == QueueStats(4, 1, 2, 1, 0, {})
+    assert granted(queue, "b", 8, 2.0).runs == (RUNS[1],)
+    assert queue.complete(RUNS[2].id, lease.token, 3.0)
+    assert queue.complete(RUNS[3].id, lease.token, 3.0)
+    assert not queue.heartbeat("a", lease.token, 3.0)
+
+
+def test_heartbeats_keep_a_lease_alive_and_silence_ends_it() -> None:
+    queue = new_queue()
+    lease = granted(queue, now=0.0)
+    for now in (50.0, 100.0, 150.0):
+        assert queue.heartbeat("a", lease.token, now)
+    assert queue.lease("b", 8, 209.0).state is LeaseState.WAIT
+    taken_over = granted(queue, "b", 8, 210.0)
+    assert taken_over.runs == lease.runs
+    assert not queue.heartbeat("a", lease.token, 211.0)
+    assert queue.heartbeat("b", taken_over.token, 211.0)
+
+
+def test_an_expired_lease_is_lost_even_before_anybody_else_wants_it() -> None:
+    queue = new_queue()
+    lease = granted(queue, now=0.0)
+    assert not queue.heartbeat("a", lease.token, 60.0)
+    assert queue.stats() == QueueStats(4, 0, 0, 4, 0, {})
+
+
+def test_only_the_owner_renews_a_lease() -> None:
+    queue = new_queue()
+    lease = granted(queue, "a")
+    assert not queue.heartbeat("b", lease.token, 1.0)
+    assert not queue.heartbeat("a", Token(1, 99), 1.0)
+
+
+def test_a_zombie_cannot_complete_or_fail_what_another_lane_trains() -> None:
+    queue = new_queue()
+    zombie = granted(queue, "a", now=0.0)
+    owner = granted(queue, "b", now=60.0)
+    assert not queue.complete(RUNS[0].id, zombie.token, 61.0)
+    assert queue.fail(ids(RUNS), zombie.token, FailureKind.ERROR, 61.0) == {}
+    assert queue.release("a", 61.0) == {}
+    assert queue.stats() == QueueStats(4, 0, 4, 0, 0, {})
+    assert queue.complete(RUNS[0].id, owner.token, 62.0)
+    assert queue.complete(RUNS[0].id, zombie.token, 63.0)  # finished already: harmless
+
+
+def test_a_record_in_the_database_is_the_truth() -> None:
+    queue = new_queue()
+    lease = granted(queue, "a", 2)
+    queue.recorded({RUNS[0].id, RUNS[2].id})
+    assert queue.heartbeat("a", lease.token, 1.0)
+    assert queue.complete(RUNS[0].id, lease.token, 1.0)
+    assert granted(queue, "b").runs == (RUNS[3],)
+    assert queue.stats() == QueueStats(4, 2, 2, 0, 0, {})
+
+
+def test_a_lane_that_ends_returns_what_it_held() -> None:
+    queue = new_queue()
+    lease = granted(queue, "a", 2)
+    granted(queue, "b", 1)
+    assert queue.release("a", 1.0) == dict.fromkeys(ids(lease.runs), Decision.RETRY)
+    assert queue.stats() == QueueStats(4, 0, 1, 3, 0, {})
+    assert not queue.heartbeat("a", lease.token, 2.0)
+
+
+def test_returned_runs_are_never_charged_and_lost_lanes_are() -> None:
+    queue = new_queue(RUNS[:1])
+    for now in range(20):
+        granted(queue, now=float(now))
+        queue.release("a", float(now))
+    for attempt in range(1, 7):
+        lease = granted(queue, now=attempt * 100.0)
+        decision = queue.release("a", attempt * 100.0, FailureKind.LANE_LOST)[RUNS[0].id]
+        assert lease.runs == (RUNS[0],)
+        assert decision is (
+            Decision.RETRY if attempt < 3 else Decision.RETRY_ALONE if attempt < 6 else Decision.GIVE_UP
+        )
+    assert queue.lease("a", 8, 1000.0).state is LeaseState.EMPTY
+    assert queue.stats().failed == {RUNS[0].id: "lane lost: a ended"}
+
+
+def test_all_kinds_of_failure_share_one_budget() -> None:
+    queue = LeaseQueue(RUNS[:1], set(), 1, max_attempts=3)
+    kinds = [FailureKind.LANE_LOST, FailureKind.RETURNED, FailureKind.STORE, FailureKind.ERROR]
+    decisions = []
+    for kind in kinds:
+        lease = granted(queue)
+        decisions += queue.fail([RUNS[0].id], lease.token, kind, 0.0, "why").values()
+    assert decisions == [Decision.RETRY, Decision.RETRY, Decision.RETRY, Decision.GIVE_UP]
+    assert queue.stats().failed == {RUNS[0].id: "error: why"}
+
+
+def test_a_run_that_failed_for_its_own_reason_trains_alone() -> None:
+    queue = new_queue()
+    lease = granted(queue)
+    queue.fail(ids(RUNS[1:3]), lease.token, FailureKind.OUT_OF_MEMORY, 1.0)
+    queue.release("a", 1.0)
+    cohorts = [set(granted(queue, lane).runs) for lane in "abc"]
+    assert cohorts == [{RUNS[0], RUNS[3]}, {RUNS[1]}, {RUNS[2]}]
+
+
+def test_teachers_come_before_longer_work_and_students_wait() -> None:
+    longer = make_run(5, epochs=500)
+    queue = new_queue([*STUDENTS, longer, TEACHER])
+    assert queue.stats() == QueueStats(5, 0, 0, 2, 3, {})
+    lease = granted(queue)
+    assert lease.runs == (TEACHER,)
+    assert granted(queue, "b").runs == (longer,)
+    assert queue.lease("c", 8, 1.0).state is LeaseState.WAIT
+    queue.complete(TEACHER.id, lease.token, 2.0)
+    assert granted(queue, "c", now=2.0).runs == tuple(STUDENTS)
+
+
+def test_students_of_a_teacher_that_diverged_or_is_given_up_fail_with_the_reason() -> None:
+    queue = new_queue([*STUDENTS, TEACHER])
+    queue.complete(TEACHER.id, granted(queue).token, 1.0, Status.DIVERGED)
+    assert queue.lease("a", 8, 1.0).state is LeaseState.EMPTY
+    assert queue.stats() == QueueStats(
+        4, 1, 0, 0, 0, dict.fromkeys(ids(STUDENTS), f"its teacher {TEACHER.id} diverged")
+    )
+    queue = new_queue([*STUDENTS, TEACHER])
+    for _ in range(3):
+        queue.fail([TEACHER.id], granted(queue).token, FailureKind.ERROR, 1.0)
+    assert queue.lease("a", 8, 1.0).state is LeaseState.EMPTY
+    assert queue.stats().failed.keys() == {*ids(STUDENTS), TEACHER.id}
+
+
+def test_a_teacher_outside_the_plan_serves_when_it_has_a_record() -> None:
+    assert granted(LeaseQueue(STUDENTS, {TEACHER.id}, 1)).runs == tuple(STUDENTS)
+    assert new_queue(STUDENTS).lease("a", 8, 0.0).state is LeaseState.EMPTY
+
+
+def test_a_second_submission_adds_runs_and_gives_failed_ones_a_new_budget() -> None:
+    queue = LeaseQueue(RUNS[:1], set(), 1, max_attempts=1)
+    queue.fail([RUNS[0].id], granted(queue).token, FailureKind.ERROR, 0.0)
+    assert queue.lease("a", 8, 0.0).state is LeaseState.EMPTY
+    queue.add_runs(RUNS[:2])
+    assert set(granted(queue).runs) == set(RUNS[:2])
+    queue.add_runs(RUNS[:2])
+    assert queue.stats() == QueueStats(2, 0, 2, 0, 0, {})
+
+
+def test_checkpoints_of_live_leases_are_handed_on_and_cut_the_cohorts() -> None:
+    queue = new_queue()
+    lease = granted(queue)
+    assert lease.saved == {}
+    queue.heartbeat("a", lease.token, 1.0, {RUNS[0].id: (3, 20), RUNS[2].id: (3, 20)})
+    queue.release("a", 2.0)
+    assert not queue.heartbeat("a", lease.token, 3.0, {RUNS[1].id: (9, 0)})  # overtaken: nobody reads that one
+    resumed, fresh = granted(queue, "b", now=3.0), granted(queue, "c", now=3.0)
+    assert resumed.runs == (RUNS[0], RUNS[2])
+    assert resumed.saved == dict.fromkeys(ids(resumed.runs), Saved(lease.token, (3, 20)))
+    assert fresh.runs == (RUNS[1], RUNS[3])
+    assert fresh.saved == {}
+
+
+def test_a_restarted_queue_lets_lanes_go_on_before_it_grants_anything() -> None:
+    old = granted(new_queue(), "a", 2)
+    queue = new_queue(incarnation=2, grace_until=100.0)
+    assert queue.lease("b", 8, 50.0).state is LeaseState.WAIT
+    assert queue.reregister("a", ids(old.runs), old.token, 60.0) == tuple(ids(old.runs))
+    assert queue.reregister("a", ids(old.runs), old.token, 61.0) == tuple(ids(old.runs))
+    assert queue.heartbeat("a", old.token, 90.0)
+    assert queue.lease("b", 8, 99.0).state is LeaseState.WAIT
+    assert granted(queue, "b", now=100.0).runs == tuple(RUNS[2:])
+    assert queue.complete(old.runs[0].id, old.token, 110.0)
+
+
+def test_nobody_registers_late_twice_or_under_a_token_that_cannot_be_old() -> None:
+    queue = new_queue(incarnation=2, grace_until=100.0)
+    assert queue.reregister("a", ids(RUNS[:2]), Token(1, 1), 10.0) == tuple(ids(RUNS[:2]))
+    assert queue.reregister("b", ids(RUNS[1:3]), Token(1, 2), 10.0) == (RUNS[2].id,)
+    assert queue.reregister("c", ids(RUNS), Token(1, 1), 10.0) == ()
+    assert queue.reregister("c", ids(RUNS), Token(2, 1), 10.0) == ()
+    assert queue.reregister("c", ["0" * 32], Token(1, 3), 10.0) == ()
+    assert queue.reregister("c", ids(RUNS), Token(1, 3), 100.0) == ()
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(ConfigError, match="lease_s > 0"):
+        LeaseQueue(RUNS, set(), 1, lease_s=0.0)
+    with pytest.raises(ConfigError, match="max_attempts >= 1"):
+        LeaseQueue(RUNS, set(), 1, max_attempts=0)
+
+
+def test_incarnations_count_up_and_never_repeat(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    assert [claim_incarnation(store) for _ in range(11)] == list(range(1, 12))
+    with ThreadPoolExecutor(8) as pool:
+        claimed = list(pool.map(lambda _: claim_incarnation(store), range(16)))
+    assert sorted(claimed) == list(range(12, 28))
+
+
+def test_the_actor_starts_from_what_the_store_holds(tmp_path: Path) -> None:
+    database = RunDatabase(FolderStore(tmp_path))
+    database.add(make_record(TEACHER, status=Status.DIVERGED))
+    database.add(make_record(RUNS[0]))
+    actor = QueueActor(str(tmp_path), [*RUNS, *STUDENTS], lease_s=30.0)
+    assert actor.stats().failed.keys() == set(ids(STUDENTS))
+    lease = actor.lease("a", 2).lease
+    assert lease is not None
+    assert (lease.token, lease.lease_s, lease.runs) == (Token(1, 1), 30.0, (RUNS[1], RUNS[2]))
+    assert actor.heartbeat("a", lease.token, {RUNS[1].id: 5})
+    assert actor.complete(RUNS[1].id, lease.token)
+    assert actor.fail([RUNS[2].id], lease.token, FailureKind.RETURNED) == {RUNS[2].id: Decision.RETRY}
+    assert actor.release("a") == {}
+    assert actor.reregister("a", ids(RUNS), Token(0, 1)) == ()
+    actor.recorded({RUNS[2].id})
+    database.add(make_record(RUNS[3]))
+    actor.add_runs([make_run(50)])
+    stats = actor.stats()
+    assert (stats.planned, stats.finished, stats.pending) == (8, 4, 1)
+    assert QueueActor(str(tmp_path), RUNS).lease("b", 1).lease.token == Token(2, 1)  # type: ignore[union-attr]
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Lanes, crashes, silence, zombies and restarts in any order, against a model of who owns what.
+
+    The model knows leases only from what the queue answered, so it can catch a run that is owned twice.
+    """
+
+    LEASE_S = 10.0
+    LANES = st.sampled_from(["a", "b", "c"])
+
+    @initialize(num_own=st.integers(0, 4), num_students=st.integers(0, 3), has_teacher=st.booleans())
+    def start(self, num_own: int, num_students: int, has_teacher: bool) -> None:
+        own = [make_run(number, seed=number % 2) for number in range(num_own)]
+        students = [make_run(number, teacher=TEACHER.id) for number in range(num_students)]
+        self.runs = [*students, *own, *([TEACHER] if has_teacher else [])]
+        self.incarnation = 1
+        self.now = 0.0
+        self.grace_until = -1.0
+        self.database: dict[str, Status] = {}
+        self.given_up: set[str] = set()
+        self.leases: dict[Token, tuple[str, set[str], float]] = {}  # lane, runs, expiry
+        self.lost: dict[Token, tuple[str, set[str]]] = {}  # what zombies may still believe
+        self.queue = self._build()
+
+    def _build(self) -> LeaseQueue:
+        diverged = {run_id for run_id, status in self.database.items() if status is Status.DIVERGED}
+        return LeaseQueue(
+            self.runs,
+            set(self.database),
+            self.incarnation,
+            lease_s=self.LEASE_S,
+            max_attempts=4,
+            diverged=diverged,
+            grace_until=self.grace_until,
+        )
+
+    def _advance(self, seconds: float) -> None:
+        self.now += seconds
+        for token, (lane, held, expiry) in list(self.leases.items()):
+            if expiry <= self.now:
+                self.lost[token] = (lane, set(held))
+                del self.leases[token]
+
+    def _owned(self) -> list[str]:
+        return [run_id for _, held, _ in self.leases.values() for run_id in held]
+
+    def _drop(self, run_id: str) -> None:
+        for token, (_, held, _) in list(self.leases.items()):
+            held.discard(run_id)
+            if not held:
+                del self.leases[token]
+
+    def _any_lease(self, data: st.DataObject) -> tuple[Token, str, set[str]]:
+        token = data.draw(st.sampled_from(sorted(self.leases)))
+        lane, held, _ = self.leases[token]
+        return token, lane, held
+
+    @rule(lane=LANES, max_runs=st.integers(1, 4))
+    def lease(self, lane: str, max_runs: int) -> None:
+        reply = self.queue.lease(lane, max_runs, self.now)
+        if reply.lease is None:
+            assert reply.state is not LeaseState.GRANTED
+            return
+        assert self.now >= self.grace_until
+        new = {run.id for run in reply.lease.runs}
+        assert 1 <= len(new) == len(reply.lease.runs) <= max_runs
+        assert not new & (self.database.keys() | set(self._owned()) | self.given_up)
+        assert reply.lease.token not in self.leases.keys() | self.lost.keys()
+        for run in reply.lease.runs:
+            assert run.teacher != TEACHER.id or self.database[TEACHER.id] is Status.FINISHED
+        assert len({(run.task, run.teacher, run.recipe, run.seed) for run in reply.lease.runs}) == 1
+        self.leases[reply.lease.token] = (lane, new, self.now + self.LEASE_S)
+
+    @rule(seconds=st.sampled_from([0.5, 4.0, 10.0]))
+    def wait(self, seconds: float) -> None:
+        self._advance(seconds)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def heartbeat(self, data: st.DataObject) -> None:
+        token, lane, held = self._any_lease(data)
+        assert self.queue.heartbeat(lane, token, self.now, dict.fromkeys(held, data.draw(st.integers(0, 2))))
+        self.leases[token] = (lane, held, self.now + self.LEASE_S)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), status=st.sampled_from([Status.FINISHED] * 4 + [Status.DIVERGED]))
+    def complete(self, data: st.DataObject, status: Status) -> None:
+        token, _, held = self._any_lease(data)
+        run_id = data.draw(st.sampled_from(sorted(held)))
+        self.database[run_id] = status
+        assert self.queue.complete(run_id, token, self.now, status)
+        assert self.queue.complete(run_id, token, self.now, status)
+        self._drop(run_id)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), kind=st.sampled_from(FailureKind))
+    def fail(self, data: st.DataObject, kind: FailureKind) -> None:
+        token, _, held = self._any_lease(data)
+        some = data.draw(st.sets(st.sampled_from(sorted(held)), min_size=1))
+        decisions = self.queue.fail(some, token, kind, self.now)
+        assert decisions.keys() == some
+        self._learn(decisions)
+
+    @rule(lane=LANES, kind=st.sampled_from([FailureKind.RETURNED, FailureKind.LANE_LOST]))
+    def release(self, lane: str, kind: FailureKind) -> None:
+        decisions = self.queue.release(lane, self.now, kind)
+        assert decisions.keys() == {
+            run_id for owner, held, _ in self.leases.values() if owner == lane for run_id in held
+        }
+        self._learn(decisions)
+
+    def _learn(self, decisions: dict[str, Decision]) -> None:
+        for run_id, decision in decisions.items():
+            self._drop(run_id)
+            if decision is Decision.GIVE_UP:
+                self.given_up.add(run_id)
+
+    @precondition(lambda self: self.lost)
+    @rule(data=st.data(), writes_record=st.booleans())
+    def zombie(self, data: st.DataObject, writes_record: bool) -> None:
+        token = data.draw(st.sampled_from(sorted(self.lost)))
+        lane, held = self.lost[token]
+        assert not self.queue.heartbeat(lane, token, self.now)
+        assert self.queue.fail(held, token, FailureKind.ERROR, self.now) == {}
+        run_id = data.draw(st.sampled_from(sorted(held)))
+        assert self.queue.complete(run_id, token, self.now) == (run_id in self.database)
+        if writes_record:
+            self.database.setdefault(run_id, Status.FINISHED)
+            self.queue.recorded({run_id})
+            self._drop(run_id)
+            self.given_up.discard(run_id)
+
+    @rule(data=st.data(), grace_s=st.sampled_from([0.0, 6.0]))
+    def restart(self, data: st.DataObject, grace_s: float) -> None:
+        self.incarnation += 1
+        self.grace_until = self.now + grace_s
+        self.given_up.clear()
+        self.queue = self._build()
+        before, self.leases = self.leases, {}
+        for token, (lane, held, _) in sorted(before.items()):
+            if data.draw(st.booleans()):
+                kept = self.queue.reregister(lane, sorted(held), token, self.now)
+                assert set(kept) == (held if grace_s else set())
+                if kept:
+                    self.leases[token] = (lane, set(kept), self.now + self.LEASE_S)
+                    continue
+            self.lost[token] = (lane, set(held))
+
+    @invariant()
+    def no_run_is_lost_and_none_has_two_owners(self) -> None:
+        self._catch_up()
+        owned, stats = self._owned(), self.queue.stats()
+        assert len(owned) == len(set(owned)) == stats.running
+        assert stats.planned == len(self.runs)
+        assert stats.planned == stats.finished + stats.running + stats.pending + stats.waiting_for_teacher + len(
+            stats.failed
+        )
+        assert stats.finished == len(self.database.keys() & set(ids(self.runs)))
+        assert self.given_up <= stats.failed.keys()
+
+    def _catch_up(self) -> None:
+        """Let the queue notice what the model knows to have expired, and learn what it gave up for that."""
+        decisions = self.queue.expire(self.now)
+        assert not decisions.keys() & set(self._owned())
+        self.given_up |= {run_id for run_id, decision in decisions.items() if decision is Decision.GIVE_UP}
+
+    def teardown(self) -> None:
+        """From any state, one lane that works well brings everything to its end."""
+        if not hasattr(self, "queue"):
+            return
+        self._advance(max(self.grace_until - self.now, 0) + self.LEASE_S)
+        self._catch_up()
+        for _ in itertools.count():
+            reply = self.queue.lease("last", 2, self.now)
+            if reply.lease is None:
+                break
+            assert not {run.id for run in reply.lease.runs} & self.database.keys()
+            for run in reply.lease.runs:
+                self.database[run.id] = Status.FINISHED
+                assert self.queue.complete(run.id, reply.lease.token, self.now)
+        assert reply.state is LeaseState.EMPTY
+        stats = self.queue.stats()
+        assert stats.finished + len(stats.failed) == stats.planned == len(self.runs)
+        assert all(stats.failed.values())
+
+
+TestQueueMachine = QueueMachine.TestCase
+TestQueueMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+@pytest.fixture
+def local_ray() -> Iterator[None]:
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("default")
+@pytest.mark.usefixtures("local_ray")
+def test_an_actor_that_ray_restarts_claims_anew_and_waits_for_its_lanes(tmp_path: Path) -> None:
+    import ray
+
+    queue = remote_queue().options(name="queue", max_task_retries=-1).remote(str(tmp_path), RUNS, grace_s=1000.0)
+    lease = ray.get(queue.lease.remote("a", 2)).lease
+    assert lease.token == Token(1, 1)
+    ray.kill(queue, no_restart=False)
+    assert ray.get(queue.lease.remote("b", 2)).state is LeaseState.WAIT
+    assert ray.get(queue.reregister.remote("a", ids(lease.runs), lease.token)) == tuple(ids(lease.runs))
+    assert ray.get(ray.get_actor("queue").heartbeat.remote("a", lease.token))
+    assert ray.get(queue.stats.remote()) == QueueStats(4, 0, 2, 2, 0, {})

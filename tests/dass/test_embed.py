@@ -1,0 +1,98 @@
+"""Batched maps against the plain path: build the student, remap the teacher's weights, run it alone."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+
+from dass.embed import Embedder, draw_noise, noise_sha
+from dass.errors import ConfigError
+from dass.networks import build
+from dass.records import Init, Student
+from dass.remap import remap
+from dass.seeding import generator
+from dass.spaces import PRESETS, get_space
+
+RESOLUTION = 16
+
+
+def trained_like(student: Student, seed: int) -> Mapping[str, torch.Tensor]:
+    """Weights and batch-norm statistics as training leaves them: nothing is 0 or 1."""
+    rng = generator("test teacher", seed)
+    state = build(student, 5, rng).state_dict()
+    for name, tensor in state.items():
+        if "bn" in name and tensor.is_floating_point():
+            tensor.copy_(0.5 + torch.rand(tensor.shape, generator=rng))
+    return state
+
+
+def plain_map(state: Mapping[str, torch.Tensor], teacher: Student, student: Student, mode: Init) -> torch.Tensor:
+    network = build(student, 5)
+    network.load_state_dict(remap(state, teacher, student, mode))
+    with torch.inference_mode():
+        return network.eval().features(draw_noise(RESOLUTION))[0]
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_maps_equal_those_of_each_student_run_alone(preset: str) -> None:
+    space = get_space(preset)
+    state = trained_like(space.largest, 0)
+    students = space.sample(24, generator("test", preset))
+    maps = Embedder(state, space.largest, draw_noise(RESOLUTION)).maps(students, chunk=10)
+    for student, found in zip(students, maps, strict=True):
+        expected = plain_map(state, space.largest, student, "copy_paste_first")
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("mode", ["copy_paste_last", "copy_paste_uniform", "copy_paste_uniform_last"])
+def test_maps_equal_the_plain_path_in_every_mode(mode: Init) -> None:
+    space = get_space("paper5_w8")
+    state = trained_like(space.largest, 1)
+    students = space.sample(24, generator("test modes"))
+    maps = Embedder(state, space.largest, draw_noise(RESOLUTION), mode).maps(students)
+    for student, found in zip(students, maps, strict=True):
+        expected = plain_map(state, space.largest, student, mode)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_the_teachers_own_map_is_that_of_the_teacher() -> None:
+    space = get_space("paper5_w8")
+    state = trained_like(space.largest, 2)
+    teacher = build(space.largest, 5)
+    teacher.load_state_dict(dict(state))
+    with torch.inference_mode():
+        expected = teacher.eval().features(draw_noise(RESOLUTION))
+    maps = Embedder(state, space.largest, draw_noise(RESOLUTION)).maps([space.largest])
+    torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_maps_do_not_depend_on_order_company_or_chunks() -> None:
+    space = get_space("paper5_w8")
+    embedder = Embedder(trained_like(space.largest, 3), space.largest, draw_noise(RESOLUTION))
+    students = space.sample(40, generator("test order"))
+    maps = embedder.maps(students)
+    shuffled = torch.randperm(40, generator=generator("shuffle")).tolist()
+    again = embedder.maps([students[i] for i in shuffled], chunk=7)
+    torch.testing.assert_close(again, maps[shuffled], rtol=1e-5, atol=1e-5 * float(maps.abs().max()))
+    alone = embedder.maps([students[0]])
+    torch.testing.assert_close(alone[0], maps[0], rtol=1e-5, atol=1e-5 * float(maps.abs().max()))
+
+
+def test_equal_students_get_equal_maps() -> None:
+    space = get_space("smoke")
+    embedder = Embedder(trained_like(space.largest, 4), space.largest, draw_noise(RESOLUTION))
+    student = space.sample(1, generator("twin"))[0]
+    maps = embedder.maps([student, space.largest, student])
+    assert torch.equal(maps[0], maps[2])
+
+
+def test_the_noise_is_fixed_and_its_hash_is_golden() -> None:
+    assert draw_noise(64).shape == (1, 3, 64, 64)
+    assert noise_sha(draw_noise(64)) == noise_sha(draw_noise(64))
+    assert noise_sha(draw_noise(64)) != noise_sha(draw_noise(64, seed=1))
+
+
+def test_scratch_has_no_map() -> None:
+    space = get_space("smoke")
+    with pytest.raises(ConfigError, match="copy_paste"):
+        Embedder(trained_like(space.largest, 5), space.largest, draw_noise(16), "scratch")
