@@ -31,8 +31,8 @@ def find_saved(store: ObjectStore, run_ids: Collection[str]) -> dict[str, Saved]
     """
     tokens: dict[str, list[Token]] = {}
     for key in store.list(FOLDER):
-        run_id, _, token = key.removeprefix(FOLDER).partition("/")
-        tokens.setdefault(run_id, []).append(Token.parse(token))
+        run_id, _, text = key.removeprefix(FOLDER).partition("/")
+        tokens.setdefault(run_id, []).append(Token.parse(text))
     found: dict[str, Saved] = {}
     for run_id in run_ids:
         for token in sorted(tokens.get(run_id, ()), reverse=True):

@@ -65,8 +65,12 @@ def get_latest(store: ObjectStore, name: str) -> dict[str, Any]:
 
 
 def put_task(store: ObjectStore, task: Task) -> bool:
-    """Write a task under its own id, with all its indices; see `put_document`."""
-    return put_document(store, "task", task.id, vars(task))
+    """Write a task under its own id, with all its indices; True when it is new.
+
+    A task that is there stays as it is: an equal id means equal pixels and labels, whatever name it goes by and
+    whichever pack its pixels lie in.
+    """
+    return store.put_if_absent(_document_key("task", task.id), _encode(vars(task)))
 
 
 def get_task(store: ObjectStore, id: str) -> Task:  # noqa: A002

@@ -32,7 +32,7 @@ from dass.data.batches import ResidentBatches
 from dass.data.pack import Pack
 from dass.errors import StoreError
 from dass.kd.cohort import Cohort, Ended, Position, state_position
-from dass.records import Provenance, Record, Status, Task
+from dass.records import Provenance, Record, Run, Status, Task
 
 WAIT_S = 0.5
 
@@ -95,36 +95,38 @@ class Lane:
     def _train_lease(self, lease: Lease) -> None:
         """Train the runs of a lease; a failure of a run's own goes back to the queue, one of the store ends the lane."""
         try:
-            task = get_task(self._store, lease.runs[0].task)
-            data = ResidentBatches.of(self._load_pack(task), task, self._device)
-            teacher_id = lease.runs[0].teacher
-            teacher = None if teacher_id is None else load_teacher(self._database, teacher_id)
-            states = self._load_states(lease)
-            positions = {run_id: state_position(state)[1] for run_id, state in states.items()}
-            for runs in cut_cohorts(lease.runs, positions, len(lease.runs)):
-                cohort = Cohort(
-                    runs,
-                    data,
-                    teacher,
-                    states={run.id: states[run.id] for run in runs if run.id in states},
-                    keep_weights=self._job.keep_weights or teacher is None,
-                    yield_every=self._job.settings.yield_every,
-                    memory_format=self._memory_format,
-                )
-                if not self._train_cohort(lease, cohort, task):
-                    return
+            runs = self._without_record(lease)
+            if runs:
+                self._train_runs(lease, runs)
         except StoreError:
             raise
         except (RuntimeError, ValueError, MemoryError) as error:
-            kind = (
-                FailureKind.OUT_OF_MEMORY
-                if isinstance(error, (torch.OutOfMemoryError, MemoryError))
-                else FailureKind.ERROR
-            )
+            is_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+            kind = FailureKind.OUT_OF_MEMORY if is_memory else FailureKind.ERROR
             reason = f"{type(error).__name__}: {error}"
             decisions = ray.get(self._queue.fail.remote([run.id for run in lease.runs], lease.token, kind, reason))
             for run_id, decision in decisions.items():
                 self._event("failed", lease, run=run_id, reason=reason, decision=str(decision))
+
+    def _train_runs(self, lease: Lease, runs: tuple[Run, ...]) -> None:
+        """Train runs of one task and teacher, those that stand at one position together."""
+        task = get_task(self._store, runs[0].task)
+        data = ResidentBatches.of(self._load_pack(task), task, self._device)
+        teacher = None if runs[0].teacher is None else load_teacher(self._database, runs[0].teacher)
+        states = self._load_states(lease, runs)
+        positions = {run_id: state_position(state)[1] for run_id, state in states.items()}
+        for together in cut_cohorts(runs, positions, len(runs)):
+            cohort = Cohort(
+                together,
+                data,
+                teacher,
+                states={run.id: states[run.id] for run in together if run.id in states},
+                keep_weights=self._job.keep_weights or teacher is None,
+                yield_every=self._job.settings.yield_every,
+                memory_format=self._memory_format,
+            )
+            if not self._train_cohort(lease, cohort, task):
+                return
 
     def _train_cohort(self, lease: Lease, cohort: Cohort, task: Task) -> bool:
         """Train to the end; False when the lease was lost on the way."""
@@ -185,16 +187,21 @@ class Lane:
         return {run.id: cohort.position for run in cohort.runs}
 
     def _event(self, kind: str, lease: Lease, **fields: Any) -> None:  # noqa: ANN401 - any JSON type
-        self._events.add(kind, token=str(lease.token), **fields)
+        self._events.emit(kind, token=str(lease.token), **fields)
 
     def _load_pack(self, task: Task) -> Pack:
         if self._pack is None or self._pack.id != task.source:
             self._pack = get_pack(self._store, task.source)
         return self._pack
 
-    def _load_states(self, lease: Lease) -> dict[str, bytes]:
-        return {
-            run.id: get_checkpoint(self._store, run.id, lease.saved[run.id].token)
-            for run in lease.runs
-            if run.id in lease.saved
-        }
+    def _without_record(self, lease: Lease) -> tuple[Run, ...]:
+        """The runs that are really left: a lane that died between record and queue left some that are not."""
+        recorded = {run.id: record for run in lease.runs if (record := self._database.get(run.id)) is not None}
+        if recorded:
+            diverged = {run_id for run_id, record in recorded.items() if record.result.status is Status.DIVERGED}
+            ray.get(self._queue.recorded.remote(set(recorded), diverged))
+        return tuple(run for run in lease.runs if run.id not in recorded)
+
+    def _load_states(self, lease: Lease, runs: tuple[Run, ...]) -> dict[str, bytes]:
+        saved = {run.id: lease.saved[run.id] for run in runs if run.id in lease.saved}
+        return {run_id: get_checkpoint(self._store, run_id, place.token) for run_id, place in saved.items()}

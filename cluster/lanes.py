@@ -23,7 +23,7 @@ from cluster.checkpoints import find_saved
 from cluster.lane import Lane, LaneJob
 from cluster.objects import open_store
 from cluster.plan import Plan
-from cluster.queue import QueueActor, QueueStats
+from cluster.queue import QueueStats, remote_queue
 from cluster.runtime import NAMESPACE
 from cluster.settings import LaneConfig
 from dass.errors import ClusterError
@@ -100,8 +100,8 @@ def _queue(name: str, store_url: str, plan: Plan, settings: LaneConfig) -> Itera
     pinned = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     saved = find_saved(open_store(store_url), [run.id for run in plan.runs])
     actor = (
-        ray.remote(QueueActor)
-        .options(name=name, namespace=NAMESPACE, num_cpus=0, max_restarts=-1, scheduling_strategy=pinned)
+        remote_queue()
+        .options(name=name, namespace=NAMESPACE, scheduling_strategy=pinned)
         .remote(store_url, plan.runs, lease_s=settings.lease_s, saved=saved)
     )
     try:

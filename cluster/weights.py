@@ -1,4 +1,4 @@
-"""State dicts in the store, addressed by the SHA-256 of their bytes."""
+"""Blobs in the store, such as weights and predictors, addressed by the SHA-256 of their bytes."""
 
 from collections.abc import Mapping
 
@@ -9,13 +9,12 @@ from dass.errors import StoreError
 from dass.tensors import pack_tensors, sha256, unpack_tensors
 
 
-def put_weights(store: ObjectStore, state: Mapping[str, torch.Tensor]) -> str:
-    """Write a state dict at blobs/<sha> and return the sha; equal states share one object.
+def put_blob(store: ObjectStore, data: bytes) -> str:
+    """Write bytes at blobs/<sha> and return their SHA-256; equal bytes share one object.
 
     Raises:
-        StoreError: it cannot be written, or the store holds an object of another length afterwards.
+        StoreError: they cannot be written, or the store holds an object of another length afterwards.
     """
-    data = pack_tensors(state)
     sha = sha256(data)
     store.put_if_absent(_key(sha), data)
     if (size_bytes := store.size(_key(sha))) != len(data):
@@ -23,17 +22,27 @@ def put_weights(store: ObjectStore, state: Mapping[str, torch.Tensor]) -> str:
     return sha
 
 
-def get_weights(store: ObjectStore, sha: str) -> dict[str, torch.Tensor]:
-    """The state dict whose bytes have this SHA-256, on the CPU.
+def get_blob(store: ObjectStore, sha: str) -> bytes:
+    """The bytes with this SHA-256.
 
     Raises:
-        ObjectNotFoundError: the store does not hold it.
-        StoreError: the bytes have another SHA-256.
+        ObjectNotFoundError: the store does not hold them.
+        StoreError: what it holds has another SHA-256.
     """
     data = store.get(_key(sha))
     if (found := sha256(data)) != sha:
         raise _damaged(sha, f"bytes with the SHA-256 {found}")
-    return unpack_tensors(data)[0]
+    return data
+
+
+def put_weights(store: ObjectStore, state: Mapping[str, torch.Tensor]) -> str:
+    """Write a state dict as a blob; errors as in `put_blob`."""
+    return put_blob(store, pack_tensors(state))
+
+
+def get_weights(store: ObjectStore, sha: str) -> dict[str, torch.Tensor]:
+    """The state dict of a blob, on the CPU; errors as in `get_blob`."""
+    return unpack_tensors(get_blob(store, sha))[0]
 
 
 def _key(sha: str) -> str:

@@ -21,7 +21,7 @@ def pack_tensors(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any] 
     """Serialise tensors (moved to the CPU, made contiguous) with a JSON-able header; equal input gives equal bytes."""
     metadata = {"header": json.dumps(header or {}, sort_keys=True, allow_nan=False)}
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    return save(plain, metadata=metadata)
+    return bytes(save(plain, metadata=metadata))
 
 
 def unpack_tensors(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

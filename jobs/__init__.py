@@ -1,0 +1,1 @@
+"""The buttons: one file is one verb of `python -m jobs`."""

@@ -12,12 +12,12 @@ from cluster.schema import build
 from cluster.weights import get_weights
 from dass.errors import ConfigError, ObjectNotFoundError
 from dass.records import Record, Run, Student, Task
+from dass.search.budget import Budget
 from dass.search.controls import largest_student, random_student
 from dass.search.ranking import Candidate
 from dass.seeding import generator
 from dass.tensors import pack_tensors
 from jobs.job import Job
-from jobs.search import budget_of
 from jobs.target import target_task
 from jobs.train_runs import train_runs
 
@@ -76,7 +76,8 @@ def chosen(job: Job, task: Task, found: dict[str, Any]) -> dict[str, Student]:
     if job.config.distil.controls:
         rng = generator("control", job.config.search.seed, task.id)
         students["random"] = random_student(candidates, rng)
-        students["largest"] = largest_student(job.space, budget_of(job, task), task.resolution, task.num_classes)
+        budget = Budget(found["max_macs"], found["max_params"])
+        students["largest"] = largest_student(job.space, budget, candidates, task.resolution, task.num_classes)
     return {role: s for role, s in students.items() if role == "recommended" or s != students["recommended"]}
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cluster.checkpoints import get_checkpoint, put_checkpoint, remove_checkpoints
-from cluster.documents import put_latest
+from cluster.documents import get_latest, put_latest
 from cluster.queue import Token
 from cluster.teachers import load_teacher
 from cluster.weights import put_blob
@@ -36,6 +36,11 @@ def run(job: Job) -> dict[str, Any]:
     if job.dry_run:
         job.console.tell(f"would meta-train on {len(records)} records of {len(tasks.meta)} tasks")
         return summary
+    ids = sorted(record.run.id for record in records)
+    key = content_id({"meta": job.config.meta, "space": job.config.space, "records": ids})
+    if (known := _current(job, key)) is not None:
+        job.console.say("meta-train: the store's predictor was made from these records already")
+        return {**summary, "predictor": known["predictor"], "valid_spearman": known["valid_spearman"]}
     features: dict[str, MetaTask] = {}
     with job.console.phase("student maps") as bar:
         for task in tasks.meta:
@@ -47,12 +52,16 @@ def run(job: Job) -> dict[str, Any]:
         [features[task.id] for task in tasks.train],
         [features[task.id] for task in tasks.valid],
     )
-    ids = sorted(record.run.id for record in records)
-    key = content_id({"meta": job.config.meta, "space": job.config.space, "records": ids})
     curve = _train(job, training, key)
     sha = put_blob(job.store, training.best().save())
     best = max((point.valid_spearman for point in curve if point.valid_spearman is not None), default=None)
-    value = {"predictor": sha, "records": len(records), "valid_spearman": best, "curve": [asdict(p) for p in curve]}
+    value = {
+        "key": key,
+        "predictor": sha,
+        "records": len(records),
+        "valid_spearman": best,
+        "curve": [asdict(point) for point in curve],
+    }
     put_latest(job.store, "predictor", value)
     remove_checkpoints(job.store, key)
     shown = "undefined" if best is None else f"{best:.2f}"
@@ -76,6 +85,15 @@ def features_of(job: Job, task: Task, records: Sequence[Record]) -> MetaTask:
     teacher = load_teacher(job.database, teachers.run_of(job, task).id)
     embedder = Embedder(teacher.state, teacher.student, draw_noise(task.resolution))
     return featurise(task.name, job.space, teacher, records, embedder)
+
+
+def _current(job: Job, key: str) -> dict[str, Any] | None:
+    """The store's current predictor if it was made under this key."""
+    try:
+        known = get_latest(job.store, "predictor")
+    except ObjectNotFoundError:
+        return None
+    return known if known.get("key") == key else None
 
 
 def _train(job: Job, training: MetaTraining, key: str) -> list[MetaProgress]:

@@ -1,0 +1,1 @@
+"""Images: sources, packs, splits into tasks, augmentation, and batches on the device."""

@@ -1,7 +1,7 @@
 """Random crops and flips of a whole batch at once, on the device that the images lie on.
 
-What is drawn is apart from what is done: a plan holds the random numbers of one epoch, drawn at once on the CPU, so that
-every device does the same and an epoch can be taken up in its middle.
+What is drawn is apart from what is done: a plan holds the random numbers of one epoch, drawn at once on the CPU, so
+that every device does the same and an epoch can be taken up in its middle.
 """
 
 from dataclasses import dataclass
@@ -51,8 +51,8 @@ def padding_of(recipe: Recipe, resolution: int) -> int:
         return 4 if resolution == 32 else min(8, resolution // 2)
     if recipe.crop_padding >= resolution:
         raise ConfigError(
-            f"recipe.crop_padding must be less than the resolution of {resolution} px, else a crop may show nothing of the "
-            f"image, got {recipe.crop_padding}; set recipe.crop_padding"
+            f"recipe.crop_padding must be less than the resolution of {resolution} px, else a crop may show nothing "
+            f"of the image, got {recipe.crop_padding}; set recipe.crop_padding"
         )
     return recipe.crop_padding
 
@@ -78,15 +78,15 @@ def augment(images_NCHW: torch.Tensor, plan: EpochPlan, padding: int) -> torch.T
     images_NCHW: uint8 (B, 3, R, R), on the plan's device; `plan.order` is not applied. Returns float32 (B, 3, R, R).
     Differs: `vflip` turns images upside down; the reference's switch of that name flips left and right again.
     """
+    size = images_NCHW.shape[-1]
     padded = F.pad(images_NCHW, (padding,) * 4)
-    num, channels, side, _ = padded.shape
-    rows = _source_index(plan.dy, plan.vflip, images_NCHW.shape[2], side)
-    columns = _source_index(plan.dx, plan.flip, images_NCHW.shape[3], side)
-    image = torch.arange(num, device=padded.device)
-    channel = torch.arange(channels, device=padded.device)
-    return normalise(
-        padded[image[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+    _, channels, _, padded_size = padded.shape
+    rows = _source_index(plan.dy, plan.vflip, size, padded_size)[:, None, :, None]
+    columns = _source_index(plan.dx, plan.flip, size, padded_size)[:, None, None, :]
+    taken = padded.gather(2, rows.expand(-1, channels, -1, padded_size)).gather(
+        3, columns.expand(-1, channels, size, -1)
     )
+    return normalise(taken)
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:

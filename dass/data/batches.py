@@ -102,8 +102,8 @@ class ResidentBatches:
         """
         if pack.id != task.source:
             raise DataError(
-                f"task {task.name} needs the pack that it was cut from, {task.source}, got {pack.id} ({pack.name}); load the "
-                "task's own pack"
+                f"task {task.name} needs the pack that it was cut from, {task.source}, got {pack.id} ({pack.name}); "
+                "load the task's own pack"
             )
         number = torch.full((len(pack.class_names),), -1)
         number[list(task.source_labels)] = torch.arange(task.num_classes)

@@ -20,7 +20,7 @@ Encoded = bytes | Path | Image.Image | None
 Progress = Callable[[int, int], None]
 """Called in the caller's thread with the number of images done and of all."""
 
-_ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
+_ALPHA_MODES = ("RGBA", "RGBa", "LA", "PA")
 _BACKGROUND = (255, 255, 255, 255)
 _CHUNK = 512  # images handed to the pool at a time: bounds the encoded bytes in memory
 _MAX_NAMED = 10

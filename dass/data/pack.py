@@ -36,7 +36,7 @@ def check_resolution(resolution: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Pack:
-    """Images in RGB with their labels and parts; immutable, so its tensors must not be written to.
+    """Images in RGB with their labels and parts; immutable and on the CPU; its tensors must not be written to.
 
     images: uint8 (N, 3, R, R). labels: int64 (N,), each the index of a class name. parts: uint8 (N,), values of `Part`.
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from dass.data.listing import some
 from dass.data.pack import Pack, Part
 from dass.errors import ConfigError, DataError
 from dass.records import Task
@@ -26,7 +27,7 @@ def task_id(*parts: tuple[torch.Tensor, torch.Tensor]) -> str:
     shapes = [list(images.shape) for images, _ in parts]
     digest = hashlib.sha256(json.dumps({"task": TASK_ID_VERSION, "shapes": shapes}).encode())
     for images, labels in parts:
-        digest.update(images.contiguous().numpy())
+        digest.update(images.contiguous().numpy().data)
         digest.update(labels.numpy().astype("<i8").tobytes())
     return digest.hexdigest()[:32]
 
@@ -49,11 +50,8 @@ def assign_parts(pack: Pack, seed: int = 0, valid_fraction: float = 0.2, test_fr
         pool = torch.nonzero((pack.labels == label) & (parts == Part.TRAIN)).flatten()
         _check_pool(name, len(pool), missing)
         order = pool[torch.randperm(len(pool), generator=generator("parts", seed, label))]
-        taken = 0
-        for left, (part, fraction) in zip(range(len(missing), 0, -1), missing.items(), strict=True):
-            size = min(max(1, round(fraction * len(pool))), len(pool) - taken - left)
-            parts[order[taken : taken + size]] = int(part)
-            taken += size
+        for part, indices in zip(missing, order.split(_cut_sizes(len(pool), list(missing.values()))), strict=False):
+            parts[indices] = int(part)
     for part in (Part.VALID, Part.TEST):
         _check_every_class(pack, torch.nonzero(parts == part).flatten(), part)
     return replace(pack, parts=parts)
@@ -65,13 +63,13 @@ def whole_task(pack: Pack, name: str) -> Task:
 
 
 def class_splits(pack: Pack, groups: Sequence[Sequence[int]], names: Sequence[str] | None = None) -> list[Task]:
-    """One task for each group of the pack's labels, with the pack's own parts; class k of a task is the k-th of its group.
+    """One task for each group of the pack's labels, with the pack's parts; class k of a task is the k-th of its group.
 
     names: the tasks' names; the pack's name and a number where none are given.
 
     Raises:
-        DataError: a group is not of two or more different labels of the pack; its images are unassigned; or a class has no
-            image in train or valid.
+        DataError: a group is not of two or more different labels of the pack; its images are unassigned; or a class has
+            no image in train or valid.
     """
     if names is not None and len(names) != len(groups):
         raise DataError(f"every group needs one name, got {len(groups)} groups and {len(names)} names; name each group")
@@ -127,7 +125,8 @@ def _class_split(pack: Pack, name: str, group: tuple[int, ...]) -> Task:
     is_member = torch.isin(pack.labels, torch.tensor(group, dtype=torch.int64))
     if bool((is_member & (pack.parts == Part.UNASSIGNED)).any()):
         raise DataError(
-            f"a task needs images that are train, valid or test, got unassigned ones for {name}; call assign_parts first"
+            f"the images of a task must be train, valid or test, got unassigned ones for {name}; "
+            "call assign_parts first"
         )
     train, valid, test = (
         torch.nonzero(is_member & (pack.parts == part)).flatten() for part in (Part.TRAIN, Part.VALID, Part.TEST)
@@ -148,8 +147,7 @@ def _make_task(
         if absent:
             raise DataError(
                 f"every class of a task needs images in train and valid, got none in {part} of {name} for "
-                f"{', '.join(pack.class_names[label] for label in absent[:10])} ({len(absent)} of {len(group)} classes); "
-                "give more images a class, or another seed"
+                f"{some([pack.class_names[label] for label in absent])}; give more images a class, or another seed"
             )
     number = torch.zeros(len(pack.class_names), dtype=torch.int64)
     number[list(group)] = torch.arange(len(group))
@@ -171,8 +169,8 @@ def _consecutive_groups(pack: Pack, num_groups: int) -> Iterator[range]:
     num_classes = len(pack.class_names)
     if num_classes % num_groups:
         raise DataError(
-            f"the number of classes must be divisible by {num_groups}, got {num_classes} in {pack.name}; use a source with a "
-            "multiple of that, or data.split='classes'"
+            f"the number of classes must be divisible by {num_groups}, got {num_classes} in {pack.name}; use a source "
+            "with a multiple of that, or data.split='classes'"
         )
     size = num_classes // num_groups
     return (range(start, start + size) for start in range(0, num_classes, size))
@@ -183,6 +181,15 @@ def _learnt_and_tested(pack: Pack, group: range) -> tuple[torch.Tensor, torch.Te
     is_member = (pack.labels >= group.start) & (pack.labels < group.stop)
     is_test = pack.parts == Part.TEST
     return torch.nonzero(is_member & ~is_test).flatten(), torch.nonzero(is_member & is_test).flatten()
+
+
+def _cut_sizes(num: int, fractions: Sequence[float]) -> list[int]:
+    """How many of `num` images each cut takes, and at last how many stay; all at least 1 where `num` allows it."""
+    sizes: list[int] = []
+    for index, fraction in enumerate(fractions):
+        num_later = len(fractions) - index  # the cuts that follow, and what stays, keep one image each
+        sizes.append(min(max(1, round(fraction * num)), num - sum(sizes) - num_later))
+    return [*sizes, num - sum(sizes)]
 
 
 def _check_fractions(valid_fraction: float, test_fraction: float) -> None:
@@ -197,8 +204,8 @@ def _check_pool(name: str, num_images: int, missing: dict[Part, float]) -> None:
     if num_images < 1 + len(missing):
         needed = ["train", *(part.name.lower() for part in reversed(missing))]
         raise DataError(
-            f"every class needs at least one image to each of {', '.join(needed)}, got {num_images} for {name}; add images or "
-            "remove the class"
+            f"every class needs at least one image to each of {', '.join(needed)}, got {num_images} for {name}; "
+            "add images or remove the class"
         )
 
 
@@ -207,6 +214,5 @@ def _check_every_class(pack: Pack, indices: torch.Tensor, part: Part) -> None:
     if absent:
         raise DataError(
             f"every class needs an image in each part that a source gives, got none in {part.name.lower()} for "
-            f"{', '.join(pack.class_names[label] for label in absent[:10])} ({len(absent)} classes); add images, or leave "
-            "that part out so that it is cut from train"
+            f"{some([pack.class_names[label] for label in absent])}; add images, or leave that part out so that it is cut from train"
         )

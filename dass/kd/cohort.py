@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - the customary name
 
-from dass.data.batches import BatchSource
+from dass.data.batches import BatchSource, PartName
 from dass.errors import ConfigError, StoreError
 from dass.kd.loss import distillation_loss
 from dass.kd.teacher import Teacher
@@ -224,7 +224,7 @@ class Cohort:
         self._teacher_network = (
             None
             if teacher is None or self._recipe.loss == "ce"
-            else teacher.network(self._num_classes, data.device).to(memory_format=memory_format)
+            else _laid_out(teacher.network(self._num_classes, data.device), memory_format)
         )
         self._members = [_Member(run, self._initial_network(run, teacher), keep_weights=keep_weights) for run in runs]
         self._position = self._resume(states or {})
@@ -285,7 +285,7 @@ class Cohort:
                     f"recipe.init={run.recipe.init!r} remaps a teacher's weights, got no teacher; set recipe.init='scratch'"
                 )
             network.load_state_dict(remap(teacher.state, teacher.student, run.student, run.recipe.init))
-        return network.to(self._data.device).to(memory_format=self._memory_format)
+        return _laid_out(network.to(self._data.device), self._memory_format)
 
     def _resume(self, states: Mapping[str, bytes]) -> Position:
         positions = {
@@ -353,7 +353,7 @@ class Cohort:
             ((_, test_accuracy_pct),) = self._evaluate("test", [member])
         return Ended(member.run, member.result(Status.FINISHED, test_accuracy_pct), member.best_weights, member.seconds)
 
-    def _evaluate(self, part: str, members: Sequence[_Member] | None = None) -> list[tuple[float, float]]:
+    def _evaluate(self, part: PartName, members: Sequence[_Member] | None = None) -> list[tuple[float, float]]:
         """Mean cross-entropy and top-1 accuracy in percent of each member on the whole part."""
         networks = [member.network.eval() for member in (self._members if members is None else members)]
         return evaluate(networks, self._data, part, self._memory_format)
@@ -362,7 +362,7 @@ class Cohort:
 def evaluate(
     networks: Sequence[torch.nn.Module],
     data: BatchSource,
-    part: str = "valid",
+    part: PartName = "valid",
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> list[tuple[float, float]]:
     """Mean cross-entropy and top-1 accuracy in percent of each network on the whole part, every image once.
@@ -380,6 +380,10 @@ def evaluate(
                 correct[index] += (logits.argmax(dim=1) == labels).sum()
     num = data.num_images(part)
     return [(loss / num, 100.0 * hits / num) for loss, hits in zip(losses.tolist(), correct.tolist(), strict=True)]
+
+
+def _laid_out(network: torch.nn.Module, memory_format: torch.memory_format) -> torch.nn.Module:
+    return network.to(memory_format=memory_format)  # type: ignore[call-overload, no-any-return]  # missing in its stubs
 
 
 def _shared_recipe(runs: Sequence[Run], data: BatchSource, teacher: Teacher | None) -> Recipe:

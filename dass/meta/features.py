@@ -16,7 +16,6 @@ def featurise(
     name: str,
     space: SearchSpace,
     teacher: Teacher,
-    teacher_record: Record,
     records: Sequence[Record],
     embedder: Embedder,
 ) -> MetaTask:

@@ -17,22 +17,25 @@ def random_student(candidates: Sequence[Candidate], rng: torch.Generator) -> Stu
     return ordered[int(torch.randint(len(ordered), (1,), generator=rng))]
 
 
-def largest_student(space: SearchSpace, budget: Budget, resolution: int, num_classes: int) -> Student:
-    """A student of the most MACs that the budget admits, found by climbing from the smallest, one move at a time.
+def largest_student(
+    space: SearchSpace, budget: Budget, candidates: Sequence[Candidate], resolution: int, num_classes: int
+) -> Student:
+    """A student of as many MACs as the budget admits: the largest candidate, then upwards one move at a time.
 
     Each move goes to the admitted neighbour with the most MACs, so no neighbour of the result is admitted and larger.
     """
 
-    def cost(student: Student) -> tuple[int, int]:
-        return count_macs(student, resolution, num_classes), count_params(student, num_classes)
+    def macs_of(student: Student) -> int:
+        return count_macs(student, resolution, num_classes)
 
-    current = space.smallest
+    def is_admitted(student: Student) -> bool:
+        return budget.admits(macs_of(student), count_params(student, num_classes))
+
+    current = max((candidate.macs, candidate.student) for candidate in candidates)[1]
     while True:
         larger = [
-            (cost(student), student)
-            for student in space.neighbours(current)
-            if budget.admits(*cost(student)) and cost(student)[0] > cost(current)[0]
+            student for student in filter(is_admitted, space.neighbours(current)) if macs_of(student) > macs_of(current)
         ]
         if not larger:
             return current
-        current = max(larger)[1]
+        current = max(larger, key=lambda student: (macs_of(student), student))

@@ -22,14 +22,15 @@ StrategyName = Literal["random", "evolution"]
 
 MIN_DRAW = 64  # students per draw of the sampler, so that its yield is judged on enough of them
 MIN_YIELD = 0.05  # a draw with a smaller share of new students in the budget is the sampler's last
-MAX_FAILURES = 500  # mutations in a row without a new student in the budget
+MAX_FAILURES = 2000  # children in a row without a new student in the budget
+MUTATION_RATE = 0.1  # per decision
 
 
 class Strategy(Protocol):
     """Proposes students and learns from their scores."""
 
     def ask(self, num: int) -> list[Student]:
-        """At most `num` students of the budget, each never asked before; fewer, down to none, when no more are found."""
+        """At most `num` students of the budget, never asked before; fewer, or none, when no more are found."""
 
     def tell(self, students: Sequence[Student], scores: Sequence[float]) -> None:
         """Learn the scores, higher is better, NaN is none. The students need not have been asked by this strategy."""
@@ -38,9 +39,9 @@ class Strategy(Protocol):
 class _Proposals:
     """New students of the budget, until none are left to be found.
 
-    Three sources, each used when the one before gives out: the space's sampler with rejection; mutations of students
-    known to be in the budget, which find their way where nearly every draw is rejected; all their neighbours, which
-    leaves nothing out that single moves within the budget can reach.
+    Three sources, each used when the one before gives out: the space's sampler with rejection; children of students
+    known to be in the budget, which find their way where nearly every draw is rejected; all their neighbours, so that
+    nothing is left out that single moves within the budget can reach.
 
     Raises:
         BudgetError: the budget admits no student.
@@ -80,7 +81,7 @@ class _Proposals:
     def _stream(self) -> Iterator[Student]:
         yield from self._sampled()
         yield from filter(self.accept, [self._space.smallest])
-        yield from self._mutated()
+        yield from self._bred()
         yield from self._neighbouring()
 
     def _sampled(self) -> Iterator[Student]:
@@ -92,10 +93,10 @@ class _Proposals:
                     num_new += 1
                     yield student
 
-    def _mutated(self) -> Iterator[Student]:
+    def _bred(self) -> Iterator[Student]:
         failures = 0
         while failures < MAX_FAILURES:
-            student = self._space.mutate(pick(self._admitted, self._rng), self._rng)
+            student = breed(self._space, self._admitted, self._rng)
             failures += 1
             if self.accept(student):
                 failures = 0
@@ -106,9 +107,13 @@ class _Proposals:
             yield from filter(self.accept, self._space.neighbours(student))
 
 
-def pick(students: Sequence[Student], rng: torch.Generator) -> Student:
-    """One of the students, each with the same chance."""
-    return students[int(torch.randint(len(students), (), generator=rng))]
+def breed(space: SearchSpace, parents: Sequence[Student], rng: torch.Generator) -> Student:
+    """A child of one parent by mutation or of two by crossing, with the same chance; it may equal a parent."""
+    left, right, coin = torch.randint(2**62, (3,), generator=rng).tolist()
+    parent = parents[left % len(parents)]
+    if coin % 2:
+        return space.mutate(parent, rng, MUTATION_RATE)
+    return space.cross(parent, parents[right % len(parents)], rng)
 
 
 class RandomSearch:
@@ -131,13 +136,12 @@ class Evolution:
     """Children of the best students told so far, by mutation or crossing; random students until any is told.
 
     At most one generation is given at a time. Where parents bring too few new children, random students fill it up.
-    The numbers are those of the once-for-all finder: generations of 100, the best quarter as parents, mutation rate 0.1.
+    The numbers are the once-for-all finder's: generations of 100, the best quarter as parents, mutation rate 0.1.
     Differs: parents are the best of all generations, so a good student is never forgotten.
     """
 
     generation = 100
     num_parents = 25
-    mutation_rate = 0.1
     max_tries = 20  # per child wanted
 
     def __init__(self, proposals: _Proposals, space: SearchSpace, rng: torch.Generator) -> None:
@@ -163,15 +167,9 @@ class Evolution:
         """The new ones in the budget among `num_tries` children."""
         parents = list(self._parents)
         for _ in range(num_tries if parents else 0):
-            child = self._child(parents)
+            child = breed(self._space, parents, self._rng)
             if self._proposals.accept(child):
                 yield child
-
-    def _child(self, parents: Sequence[Student]) -> Student:
-        parent = pick(parents, self._rng)
-        if torch.rand((), generator=self._rng) < 0.5:
-            return self._space.mutate(parent, self._rng, self.mutation_rate)
-        return self._space.cross(parent, pick(parents, self._rng), self._rng)
 
 
 def make_strategy(

@@ -1,5 +1,5 @@
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -154,7 +154,7 @@ def test_an_interrupted_scan_and_a_second_one_do_not_disturb_each_other(store: O
 class VanishingStore(RemoteMemoryStore):
     """Its packed file is always listed and never there."""
 
-    def list(self, prefix: str = "") -> Iterable[str]:  # type: ignore[override]
+    def list(self, prefix: str = "") -> Iterator[str]:
         return iter(["records/packed/task-a/1.parquet"] if prefix == "records/packed/" else [])
 
 

@@ -1,5 +1,6 @@
 import itertools
 import pickle
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -161,7 +162,7 @@ def test_returned_runs_are_never_charged_and_lost_lanes_are() -> None:
 def test_all_kinds_of_failure_share_one_budget() -> None:
     queue = LeaseQueue(RUNS[:1], set(), 1, max_attempts=3)
     kinds = [FailureKind.LANE_LOST, FailureKind.RETURNED, FailureKind.STORE, FailureKind.ERROR]
-    decisions = []
+    decisions: list[Decision] = []
     for kind in kinds:
         lease = granted(queue)
         decisions += queue.fail([RUNS[0].id], lease.token, kind, 0.0, "why").values()
@@ -423,6 +424,19 @@ class QueueMachine(RuleBasedStateMachine):
             self._drop(run_id)
             self.given_up.discard(run_id)
 
+    @precondition(lambda self: self.lost)
+    @rule(data=st.data())
+    def zombie_registers(self, data: st.DataObject) -> None:
+        token = data.draw(st.sampled_from(sorted(self.lost)))
+        lane, held = self.lost[token]
+        kept = self.queue.reregister(lane, sorted(held), token, self.now)
+        assert not set(kept) & (self.database.keys() | set(self._owned()))
+        if kept:
+            assert self.now < self.grace_until
+            assert token.incarnation < self.incarnation
+            del self.lost[token]
+            self.leases[token] = (lane, set(kept), self.now + self.LEASE_S)
+
     @rule(data=st.data(), grace_s=st.sampled_from([0.0, 6.0]))
     def restart(self, data: st.DataObject, grace_s: float) -> None:
         self.incarnation += 1
@@ -478,7 +492,7 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 TestQueueMachine = QueueMachine.TestCase
-TestQueueMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestQueueMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
 @pytest.fixture
@@ -499,6 +513,8 @@ def test_an_actor_that_ray_restarts_claims_anew_and_waits_for_its_lanes(tmp_path
     lease = ray.get(queue.lease.remote("a", 2)).lease
     assert lease.token == Token(1, 1)
     ray.kill(queue, no_restart=False)
+    while not FolderStore(tmp_path).exists("queue/2"):  # the next life has claimed its number
+        time.sleep(0.05)
     assert ray.get(queue.lease.remote("b", 2)).state is LeaseState.WAIT
     assert ray.get(queue.reregister.remote("a", ids(lease.runs), lease.token)) == tuple(ids(lease.runs))
     assert ray.get(ray.get_actor("queue").heartbeat.remote("a", lease.token))

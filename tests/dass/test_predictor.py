@@ -1,0 +1,285 @@
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dass.errors import ConfigError, PredictorMismatchError, SchemaTooNewError, StoreError
+from dass.predictor import (
+    Expected,
+    Inputs,
+    MetaPredictor,
+    Predictor,
+    PredictorSpec,
+    load_predictor,
+    save_predictor,
+    to_percent,
+    to_unit,
+)
+from dass.tensors import pack_tensors, unpack_tensors
+
+PAPER = PredictorSpec(space="released", resolution=64, num_channels=256, arch_dim=181, noise_sha="n0")
+SMALL = dataclasses.replace(PAPER, space="smoke", num_channels=6, arch_dim=5)
+
+
+def inputs(spec: PredictorSpec, num: int = 4, side: int = 8, seed: int = 0) -> Inputs:
+    rng = torch.Generator().manual_seed(seed)
+    return Inputs(
+        torch.rand(num, spec.num_channels, side, side, generator=rng),
+        torch.rand(num, spec.arch_dim, generator=rng),
+        torch.rand(spec.num_channels, side, side, generator=rng),
+    )
+
+
+def meta_predictor(rate: float = 0.01, **changes: Any) -> MetaPredictor:
+    model = Predictor(dataclasses.replace(SMALL, **changes), seed=1)
+    return MetaPredictor(model, {name: torch.full_like(value, rate) for name, value in model.named_parameters()})
+
+
+class TestNetwork:
+    def test_the_released_predictor_has_1228289_parameters(self) -> None:
+        model = Predictor(PAPER, seed=0)
+        convolutions = [*model.student_encoder.parameters(), *model.teacher_encoder.parameters()]
+        assert sum(parameter.numel() for parameter in model.parameters()) == 1_228_289
+        assert sum(parameter.numel() for parameter in convolutions) == 1_179_648
+
+    def test_maps_of_8_shrink_to_4_and_2_and_are_pooled_to_256(self) -> None:
+        encoder = Predictor(PAPER, seed=0).student_encoder
+        maps = inputs(PAPER, num=3).maps
+        assert encoder.conv1(maps).shape == (3, 128, 4, 4)
+        assert encoder.conv2(encoder.conv1(maps)).shape == (3, 256, 2, 2)
+        assert encoder(maps).shape == (3, 256)
+
+    @pytest.mark.parametrize("num", [1, 4])
+    @pytest.mark.parametrize("side", [1, 2, 8])
+    def test_a_prediction_per_student_keeps_the_batch_axis(self, num: int, side: int) -> None:
+        assert Predictor(SMALL, seed=0)(*inputs(SMALL, num, side)).shape == (num, 1)
+
+    def test_it_equals_the_same_layers_of_torch_applied_by_hand(self) -> None:
+        model, given = Predictor(SMALL, seed=3), inputs(SMALL)
+        weights = dict(model.named_parameters())
+
+        def encode(maps: torch.Tensor, name: str) -> torch.Tensor:
+            for conv in ("conv1", "conv2"):
+                maps = nn.functional.conv2d(maps, weights[f"{name}.{conv}.weight"], stride=2, padding=1).clamp(min=0)
+            return nn.functional.adaptive_avg_pool2d(maps, 1).flatten(1)
+
+        parts = [
+            encode(given.maps, "student_encoder"),
+            given.arch @ weights["arch_encoder.weight"].T + weights["arch_encoder.bias"],
+            encode(given.teacher_map[None].repeat(4, 1, 1, 1), "teacher_encoder"),
+        ]
+        hidden = (torch.cat(parts, 1) @ weights["fusion.weight"].T + weights["fusion.bias"]).tanh()
+        expected = hidden @ weights["head.weight"].T + weights["head.bias"]
+        torch.testing.assert_close(model(*given), expected)
+
+    def test_with_convolutions_at_zero_only_the_architecture_counts(self) -> None:
+        model, one, other = Predictor(SMALL, seed=0), inputs(SMALL, seed=0), inputs(SMALL, seed=1)
+        for encoder in (model.student_encoder, model.teacher_encoder):
+            for parameter in encoder.parameters():
+                nn.init.zeros_(parameter)
+            assert not encoder(one.maps).any()
+        assert torch.equal(model(one.maps, one.arch, one.teacher_map), model(other.maps, one.arch, other.teacher_map))
+        assert not torch.equal(model(*one), model(one.maps, other.arch, one.teacher_map))
+
+    def test_permuted_students_give_permuted_predictions(self) -> None:
+        model, given = Predictor(SMALL, seed=0), inputs(SMALL, num=6)
+        order = torch.tensor([3, 1, 5, 0, 2, 4])
+        permuted = model(given.maps[order], given.arch[order], given.teacher_map)
+        torch.testing.assert_close(permuted, model(*given)[order])
+
+    def test_a_batch_equals_its_students_one_by_one(self) -> None:
+        model, given = Predictor(SMALL, seed=0), inputs(SMALL, num=5)
+        single = [model(given.maps[i : i + 1], given.arch[i : i + 1], given.teacher_map) for i in range(5)]
+        torch.testing.assert_close(model(*given), torch.cat(single))
+
+    @pytest.mark.parametrize("seen", ["S", "A", "T", "SA", "ST", "AT", "SAT"])
+    def test_an_input_that_is_left_out_changes_nothing(self, seen: Any) -> None:
+        spec = dataclasses.replace(SMALL, inputs=seen)
+        model, one, other = Predictor(spec, seed=0), inputs(spec, seed=0), inputs(spec, seed=1)
+        swapped = {
+            "S": Inputs(other.maps, one.arch, one.teacher_map),
+            "A": Inputs(one.maps, other.arch, one.teacher_map),
+            "T": Inputs(one.maps, one.arch, other.teacher_map),
+        }
+        changed = {name for name, given in swapped.items() if not torch.equal(model(*given), model(*one))}
+        assert changed == set(seen)
+
+    def test_layer_norm_of_maps_makes_their_scale_meaningless(self) -> None:
+        model, given = Predictor(dataclasses.replace(SMALL, map_norm="layer"), seed=0), inputs(SMALL)
+        scaled = Inputs(given.maps * 7, given.arch, given.teacher_map * 3)
+        torch.testing.assert_close(model(*scaled), model(*given), rtol=1e-3, atol=1e-4)
+
+
+class TestInitialisation:
+    def test_equal_seeds_give_equal_bits_and_others_do_not(self) -> None:
+        one, same, other = (Predictor(SMALL, seed).fusion.weight for seed in (0, 0, 1))
+        assert torch.equal(one, same)
+        assert not torch.equal(one, other)
+
+    def test_the_global_generator_is_neither_read_nor_moved(self) -> None:
+        before = torch.random.get_rng_state()
+        one = Predictor(SMALL, seed=0)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        torch.rand(7)
+        assert torch.equal(Predictor(SMALL, seed=0).head.bias, one.head.bias)
+
+    @pytest.mark.parametrize("name", ["student_encoder.conv1.weight", "fusion.weight", "fusion.bias"])
+    def test_weights_have_the_spread_of_torchs_own_layers(self, name: str) -> None:
+        fan_in = 6 * 9 if "conv1" in name else 2 * 256 + 64
+        value = Predictor(SMALL, seed=0).get_parameter(name).detach()
+        bound = 1 / math.sqrt(fan_in)
+        assert value.abs().max() <= bound
+        assert value.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.25)
+
+
+class TestSpec:
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("inputs", ""),
+            ("inputs", "TS"),
+            ("unit", "fraction"),
+            ("map_norm", "batch"),
+            ("remap_mode", "scratch"),
+            ("hidden_dim", 0),
+            ("inner_steps", 0),
+            ("resolution", -8),
+            ("rate_init", math.nan),
+        ],
+    )
+    def test_an_illegal_value_is_named(self, name: str, value: Any) -> None:
+        with pytest.raises(ConfigError, match=name):
+            dataclasses.replace(PAPER, **{name: value})
+
+    def test_task_free_is_minus_50_and_divided_by_10_and_back(self) -> None:
+        accuracy = torch.tensor([0.0, 50.0, 65.0, 100.0])
+        assert to_unit(accuracy, "task_free").tolist() == [-5, 0, 1.5, 5]
+        assert torch.equal(to_percent(to_unit(accuracy, "task_free"), "task_free"), accuracy)
+        assert torch.equal(to_unit(accuracy, "percent"), accuracy)
+
+
+class TestAdaptation:
+    def test_one_step_moves_the_prediction_for_the_teacher_towards_its_accuracy(self) -> None:
+        predictor, given = meta_predictor(rate=1e-4), inputs(SMALL)
+        before = predictor.model(given.teacher_map[None], given.arch[:1], given.teacher_map).item()
+        adapted = predictor.adapt(given.arch[0], given.teacher_map, 60.0)
+        after = adapted.score(given.teacher_map[None], given.arch[:1]).item()
+        assert abs(after - 60) < abs(before - 60)
+        assert adapted.num_skipped == 0
+
+    def test_scores_are_those_of_a_gradient_step_taken_by_autograd(self) -> None:
+        predictor, given = meta_predictor(rate=0.002), inputs(SMALL)
+        scores = predictor.adapt(given.arch[0], given.teacher_map, 60.0).score(given.maps, given.arch)
+        twin = Predictor(predictor.spec, seed=1)
+        loss = (twin(given.teacher_map[None], given.arch[:1], given.teacher_map) - 60).square().sum()
+        loss.backward()
+        torch.optim.SGD(twin.parameters(), lr=0.002).step()
+        with torch.no_grad():
+            torch.testing.assert_close(scores, twin(*given).squeeze(1))
+        assert scores.dtype == torch.float32
+
+    def test_rates_of_zero_and_no_guidance_score_alike(self) -> None:
+        given = inputs(SMALL)
+        scores = [
+            predictor.adapt(given.arch[0], given.teacher_map, 60.0).score(given.maps, given.arch)
+            for predictor in (meta_predictor(rate=0.0), meta_predictor(guided=False))
+        ]
+        assert torch.equal(*scores)
+
+    def test_scores_are_percent_whatever_the_unit(self) -> None:
+        given = inputs(SMALL)
+        predictor = meta_predictor(unit="task_free", guided=False)
+        scores = predictor.adapt(given.arch[0], given.teacher_map, 60.0).score(given.maps, given.arch)
+        torch.testing.assert_close(scores, predictor.model(*given).detach().squeeze(1) * 10 + 50)
+
+    def test_an_update_of_the_last_layer_scales_with_the_unit(self) -> None:
+        given, moved = inputs(SMALL), []
+        for scale in (1.0, 0.01):
+            predictor = meta_predictor(rate=0.0)
+            with torch.no_grad():
+                for name in ("head.weight", "head.bias"):
+                    predictor.model.get_parameter(name).mul_(scale)
+                    predictor.rates[name].fill_(0.003)
+            before = predictor.model(*given).detach().squeeze(1)
+            after = predictor.adapt(given.arch[0], given.teacher_map, 60.0 * scale).score(given.maps, given.arch)
+            moved.append(after - before)
+        torch.testing.assert_close(moved[1], moved[0] / 100)
+
+    def test_maps_made_in_inference_mode_are_welcome_inside_and_outside_of_it(self) -> None:
+        predictor, given = meta_predictor(), inputs(SMALL)
+        expected = predictor.adapt(given.arch[0], given.teacher_map, 60.0).score(given.maps, given.arch)
+        with torch.inference_mode():
+            frozen = Inputs(*(tensor.clone() for tensor in given))
+            inside = predictor.adapt(frozen.arch[0], frozen.teacher_map, 60.0).score(frozen.maps, frozen.arch)
+        outside = predictor.adapt(frozen.arch[0], frozen.teacher_map, 60.0).score(frozen.maps, frozen.arch)
+        assert torch.equal(inside, expected)
+        assert torch.equal(outside, expected)
+
+    def test_a_step_with_an_infinite_loss_is_left_out_and_counted(self) -> None:
+        predictor, given = meta_predictor(), inputs(SMALL)
+        adapted = predictor.adapt(given.arch[0], given.teacher_map, math.inf)
+        assert adapted.num_skipped == 1
+        torch.testing.assert_close(adapted.score(given.maps, given.arch), predictor.model(*given).detach().squeeze(1))
+
+
+class TestFile:
+    def test_weights_learned_rates_and_spec_come_back_bit_by_bit(self) -> None:
+        predictor = meta_predictor(unit="task_free", remap_mode="copy_paste_last")
+        for index, rate in enumerate(predictor.rates.values()):
+            rate.add_(index / 7)
+        loaded = load_predictor(predictor.save())
+        assert loaded.spec == predictor.spec
+        for name, value in predictor.model.named_parameters():
+            assert torch.equal(loaded.model.get_parameter(name), value)
+            assert torch.equal(loaded.rates[name], predictor.rates[name])
+
+    def test_legacy_alpha_puts_the_initial_rate_in_the_place_of_the_learned(self) -> None:
+        predictor = meta_predictor(rate=0.7, rate_init=0.025)
+        loaded = load_predictor(predictor.save(), legacy_alpha=True)
+        assert all(bool((rate == 0.025).all()) for rate in loaded.rates.values())
+
+    def test_that_meta_validation_did_not_choose_it_is_remembered(self) -> None:
+        model, rates = Predictor(SMALL, seed=0), meta_predictor().rates
+        flags = [load_predictor(save_predictor(model, rates, is_selected=flag)).is_selected for flag in (True, False)]
+        assert flags == [True, False]
+
+    @pytest.mark.parametrize(
+        ("name", "made_for", "wanted"),
+        [
+            ("space", "smoke", "paper5"),
+            ("resolution", 64, 32),
+            ("noise_sha", "n0", "n1"),
+            ("unit", "percent", "task_free"),
+            ("remap_mode", "copy_paste_first", "copy_paste_last"),
+        ],
+    )
+    def test_a_predictor_made_for_something_else_is_refused_with_both_values(
+        self, name: str, made_for: object, wanted: Any
+    ) -> None:
+        data = meta_predictor().save()
+        with pytest.raises(PredictorMismatchError, match=f"its {name} is {made_for!r}, got {wanted!r}"):
+            load_predictor(data, expect=Expected(**{name: wanted}))
+        with pytest.raises(PredictorMismatchError, match=name):
+            load_predictor(data, expect=dataclasses.replace(SMALL, **{name: wanted}))
+
+    def test_what_fits_the_expectation_is_loaded(self) -> None:
+        data = meta_predictor().save()
+        assert load_predictor(data, expect=SMALL).spec == SMALL
+        assert load_predictor(data, expect=Expected(space="smoke", noise_sha="n0")).spec == SMALL
+
+    def test_damaged_and_foreign_files_are_store_errors(self) -> None:
+        data = meta_predictor().save()
+        tensors, header = unpack_tensors(data)
+        tensors.pop("rate.head.bias")
+        for broken in (data[:-5], pack_tensors(tensors, header), pack_tensors({"phi": torch.zeros(1)})):
+            with pytest.raises(StoreError):
+                load_predictor(broken)
+
+    def test_a_file_of_a_newer_version_says_so(self) -> None:
+        tensors, header = unpack_tensors(meta_predictor().save())
+        header["predictor"]["version"] = 99
+        with pytest.raises(SchemaTooNewError, match="99"):
+            load_predictor(pack_tensors(tensors, header))
