@@ -50,7 +50,8 @@ def assign_parts(pack: Pack, seed: int = 0, valid_fraction: float = 0.2, test_fr
         pool = torch.nonzero((pack.labels == label) & (parts == Part.TRAIN)).flatten()
         _check_pool(name, len(pool), missing)
         order = pool[torch.randperm(len(pool), generator=generator("parts", seed, label))]
-        for part, indices in zip(missing, order.split(_cut_sizes(len(pool), list(missing.values()))), strict=False):
+        *cuts, _ = torch.split(order, _cut_sizes(len(pool), list(missing.values())))
+        for part, indices in zip(missing, cuts, strict=True):
             parts[indices] = int(part)
     for part in (Part.VALID, Part.TEST):
         _check_every_class(pack, torch.nonzero(parts == part).flatten(), part)
@@ -214,5 +215,6 @@ def _check_every_class(pack: Pack, indices: torch.Tensor, part: Part) -> None:
     if absent:
         raise DataError(
             f"every class needs an image in each part that a source gives, got none in {part.name.lower()} for "
-            f"{some([pack.class_names[label] for label in absent])}; add images, or leave that part out so that it is cut from train"
+            f"{some([pack.class_names[label] for label in absent])}; "
+            "add images, or leave that part out so that it is cut from train"
         )

@@ -157,7 +157,7 @@ class MetaTraining(Iterator[MetaProgress]):
         begin, last = (self._history[-1].episode if self._history else 0), self._config.episodes
         if self._history and begin == last:
             raise StopIteration
-        end = min(last, begin - begin % self._config.eval_every + self._config.eval_every) if self._history else 0
+        end = min(last, begin + self._config.eval_every) if self._history else 0
         losses, skipped = [], 0
         for number in range(begin, end):
             loss, num_skipped = self._train_episode(number)

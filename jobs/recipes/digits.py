@@ -14,7 +14,7 @@ def quickstart() -> Config:
     Ten classes in three disjoint pools: 4 for meta-training (every 3 of them a task), 3 for meta-validation, 3 unseen.
     Few images and few epochs keep the students apart; on saturated digits nothing could be ranked.
     """
-    brief = Recipe(epochs=4, batch_size=16, lr=0.02, flip=0.0, crop_padding=2, eval_every=4)
+    brief = Recipe(epochs=5, batch_size=16, lr=0.005, flip=0.0, crop_padding=2, eval_every=1)
     return Config(
         name="quickstart",
         space="paper5_w8",
@@ -30,12 +30,20 @@ def quickstart() -> Config:
             test_fraction=0.3,
         ),
         teacher=Recipe(
-            loss="ce", label_smoothing=0.1, init="scratch", epochs=20, batch_size=16, lr=0.05, flip=0.0, crop_padding=2
+            loss="ce",
+            label_smoothing=0.1,
+            init="scratch",
+            epochs=30,
+            batch_size=16,
+            lr=0.02,
+            flip=0.0,
+            crop_padding=2,
+            eval_every=10,
         ),
         student=brief,
         final=brief,
         lanes=LaneConfig(num=2, cpus=1.0, threads=1, cohort_size=8, yield_every=20, checkpoint_s=5.0, lease_s=60.0),
-        collect=CollectConfig(students_per_task=32, target_students=24),
+        collect=CollectConfig(students_per_task=48, target_students=24),
         meta=MetaConfig(episodes=300, queries=24, eval_every=20),
         search=SearchConfig(candidates=3000, max_macs_ratio=0.3),
         distil=DistilConfig(seeds=(1, 2, 3)),

@@ -195,7 +195,9 @@ def test_tiny10_splits_groups_in_halves_that_change_roles() -> None:
         assert len(task.test) == 12
         assert task.id != twin.id
     assert set().union(*(task.source_labels for task in tasks)) == set(range(10))
-    assert not {c for task in tasks[:8] for c in task.source_labels} & {c for task in tasks[8:] for c in task.source_labels}
+    assert not {c for task in tasks[:8] for c in task.source_labels} & {
+        c for task in tasks[8:] for c in task.source_labels
+    }
 
 
 def test_tiny10_does_not_depend_on_whether_valid_was_cut_before() -> None:
