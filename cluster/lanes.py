@@ -54,8 +54,8 @@ def run_plan(store_url: str, plan: Plan, settings: LaneConfig, *, keep_weights: 
         errors = [lane.error for lane in lanes if lane.error is not None]
         if len(errors) == len(lanes):
             raise ClusterError(
-                f"a lane must survive {settings.max_failures} restarts, got {errors[0]}; cure the cause, then submit again: "
-                "what is finished is kept"
+                f"a lane must end by itself within {settings.max_failures} restarts, got {_cause(errors[0])}; cure the cause, "
+                "then submit again: what is finished is kept"
             ) from errors[0]
 
 
@@ -86,6 +86,13 @@ class _LaneThread(threading.Thread):
             self._trainer.fit()
         except Exception as error:  # noqa: BLE001 - whatever ended the lane is told by the driver, not lost in a thread
             self.error = error
+
+
+def _cause(error: Exception) -> str:
+    """What the worker raised, without Ray's wrapping and tracebacks."""
+    failures = getattr(error, "worker_failures", {})
+    cause = next(iter(failures.values()), error)
+    return f"{type(cause).__name__}: {cause}".strip().splitlines()[-1] if failures else str(cause)
 
 
 def _train_lane(config: dict[str, Any]) -> None:

@@ -86,28 +86,34 @@ class Student:
 class Recipe:
     """Everything that decides how a run trains. The defaults are the released KD recipe (algorithms: section 5.2).
 
-    loss: `kd` is the released loss, `kd_paper` the paper's literal one, `ce` plain cross-entropy without a teacher.
-    scale_by_t2: multiply the soft term by T² (`kd` only).
-    init: how the student's weights are remapped from the teacher's, or `scratch`.
-    crop_padding: zero padding of the random crop in pixels; None means 4 at 32 px and 8 elsewhere.
-    eval_every: epochs between evaluations on the whole valid part; the last epoch is always evaluated.
+    What a field means stands in its metadata, which is no part of a run's identity.
     """
 
-    loss: Loss = "kd"
-    temperature: float = 6.0
-    alpha: float = 0.5
-    scale_by_t2: bool = True
-    label_smoothing: float = 0.0
-    epochs: int = 50
-    batch_size: int = 64
-    lr: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 3e-5
-    init: Init = "copy_paste_first"
-    flip: float = 0.5
-    vertical_flip: float = 0.0
-    crop_padding: int | None = None
-    eval_every: int = 5
+    loss: Loss = field(
+        default="kd",
+        metadata={"help": "kd: the released loss; kd_paper: the paper's literal one; ce: labels alone, no teacher"},
+    )
+    temperature: float = field(default=6.0, metadata={"help": "divides the logits in the soft term"})
+    alpha: float = field(default=0.5, metadata={"help": "share of the labels' term, 0 to 1; the teacher has the rest"})
+    scale_by_t2: bool = field(default=True, metadata={"help": "multiply the soft term by temperature²; kd only"})
+    label_smoothing: float = field(default=0.0, metadata={"help": "share of the label spread over all classes, 0 to 1"})
+    epochs: int = field(default=50, metadata={"help": "passes over the train part"})
+    batch_size: int = field(default=64, metadata={"help": "images per optimiser step"})
+    lr: float = field(default=0.05, metadata={"help": "learning rate of the first step; a cosine takes it to 0"})
+    momentum: float = field(default=0.9, metadata={"help": "Nesterov momentum of SGD, 0 to below 1"})
+    weight_decay: float = field(default=3e-5, metadata={"help": "L2 penalty of SGD, on every parameter"})
+    init: Init = field(
+        default="copy_paste_first",
+        metadata={"help": "how a student's weights are remapped from the teacher's; scratch: drawn anew"},
+    )
+    flip: float = field(default=0.5, metadata={"help": "probability of a horizontal flip"})
+    vertical_flip: float = field(default=0.0, metadata={"help": "probability of a vertical flip"})
+    crop_padding: int | None = field(
+        default=None, metadata={"help": "zero padding of the random crop in pixels; none: 4 at 32 px, 8 elsewhere"}
+    )
+    eval_every: int = field(
+        default=5, metadata={"help": "epochs between evaluations on the whole valid part; the last has one too"}
+    )
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):  # 6 and 6.0 must be one recipe

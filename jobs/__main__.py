@@ -6,12 +6,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
-import click
 import typer
 
 from dass.errors import DassError, InputError
 from jobs import recipes
-from jobs.config import from_toml, keys, parse_setting, with_values
+from jobs.config import Config, from_toml, keys, with_settings, with_values
 from jobs.console import Console
 from jobs.job import Job
 
@@ -58,16 +57,18 @@ app = typer.Typer(
 )
 
 
+def configured(recipe: str, settings: list[str] | None, source: str | None = None) -> Config:
+    """The recipe, a file's values, `--set` and `--data`, each laid over the one before."""
+    config = from_toml(Path(recipe), recipes.get_recipe) if recipe.endswith(".toml") else recipes.get_recipe(recipe)
+    config = with_settings(config, settings or ())
+    return config if source is None else with_values(config, {"data": {"source": source}}, "--data")
+
+
 def open_job(
     recipe: str, settings: list[str] | None, store: str, source: str | None, *, dry_run: bool, is_json: bool
 ) -> Job:
     """The job of these options; every error in them is raised before anything else happens."""
-    config = from_toml(Path(recipe), recipes.get_recipe) if recipe.endswith(".toml") else recipes.get_recipe(recipe)
-    for setting in settings or ():
-        config = with_values(config, parse_setting(setting), f"--set {setting}")
-    if source is not None:
-        config = with_values(config, {"data": {"source": source}}, "--data")
-    return Job.open(config, store, Console(is_json=is_json), dry_run=dry_run)
+    return Job.open(configured(recipe, settings, source), store, Console(is_json=is_json), dry_run=dry_run)
 
 
 @app.command()
@@ -161,7 +162,7 @@ def status(store: StoreOption = DEFAULT_STORE, is_json: JsonOption = False) -> N
     """What is planned, done and left, from the store alone."""
     from jobs import status as verb
 
-    job = open_job("quickstart", None, store, None, dry_run=True, is_json=is_json)
+    job = Job.open(recipes.get_recipe("quickstart"), store, Console(is_json=is_json), dry_run=True, is_reader=True)
     job.console.document(verb.run(job))
 
 
@@ -180,10 +181,9 @@ def quickstart(
 @app.command("keys")
 def list_keys(recipe: RecipeOption = "quickstart", settings: SetOption = None) -> None:
     """Every key that --set and a TOML recipe can give, with type, value in this recipe, and meaning."""
-    config = from_toml(Path(recipe), recipes.get_recipe) if recipe.endswith(".toml") else recipes.get_recipe(recipe)
-    for setting in settings or ():
-        config = with_values(config, parse_setting(setting), f"--set {setting}")
-    Console().table(f"Keys of recipe {config.name}", ("key", "type", "value", "meaning"), list(keys(config)))
+    config = configured(recipe, settings)
+    columns = ("key", "type", "value", "meaning")
+    Console().table(f"Keys of recipe {config.name}", columns, list(keys(config)), num_texts=len(columns))
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature that signal wants
@@ -194,18 +194,23 @@ def main() -> None:
     """Run the verb; bad input exits with 2, a failure with 1, an interruption with 130, each with one message."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        app(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except click.Abort:
-        sys.exit(EXIT_INTERRUPTED)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except typer.TyperException as error:
+        sys.stderr.write(f"error: {_usage(error)}\n")
+        sys.exit(EXIT_BAD_INPUT)
     except DassError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILED)
-    except KeyboardInterrupt:
+    if code == EXIT_INTERRUPTED:  # what typer returns for a KeyboardInterrupt
         sys.stderr.write("interrupted: what is finished is kept; run the same command again to go on\n")
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _usage(error: typer.TyperException) -> str:
+    """What is wrong with an option or a verb, in one line that ends with where to look."""
+    message, context = error.format_message(), getattr(error, "ctx", None)
+    stop = "" if message.endswith((".", "?")) else "."
+    return f"{message}{stop} See `{f'{context.command_path} ' if context else ''}--help`."
 
 
 if __name__ == "__main__":

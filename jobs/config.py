@@ -6,13 +6,14 @@ or a value of the wrong type is an error before anything runs.
 
 import dataclasses
 import difflib
+import math
+import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
-
-import dacite
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from cluster.settings import LaneConfig
 from dass.data.tasks import DataConfig
@@ -23,6 +24,10 @@ from dass.records import Recipe
 from dass.search.select import SearchConfig
 from dass.spaces import get_space
 from dass.spaces.space import Sampler
+
+NONE = "none"  # how a setting without a value is written: TOML has no word for it
+
+_Part = TypeVar("_Part")
 
 
 @dataclass(frozen=True)
@@ -80,30 +85,44 @@ class Config:
         if self.teacher.loss != "ce" or self.teacher.init != "scratch":
             raise ConfigError(
                 f"a teacher learns from labels alone: teacher.loss must be 'ce' and teacher.init 'scratch', got "
-                f"{self.teacher.loss!r} and {self.teacher.init!r}"
+                f"{self.teacher.loss!r} and {self.teacher.init!r}; set both so"
             )
+        for name in ("teacher", "student", "final"):
+            padding = getattr(self, name).crop_padding
+            if padding is not None and padding >= self.data.resolution:
+                raise ConfigError(
+                    f"{name}.crop_padding must be less than data.resolution, got {padding} and {self.data.resolution}; "
+                    f"set {name}.crop_padding=none for the default"
+                )
 
 
 def with_values(config: Config, values: Mapping[str, Any], origin: str) -> Config:
     """`config` with nested `values` laid over it.
 
+    An integer may stand for a float, a list for a tuple, and the text `none` for no value.
+
     Raises:
         ConfigError: a key is unknown (the nearest legal ones are named) or a value has the wrong type or range;
             `origin` says where it was written.
     """
-    merged = _merge(dataclasses.asdict(config), values, "", origin)
     try:
-        return dacite.from_dict(
-            Config, merged, dacite.Config(strict=True, cast=[tuple], type_hooks={float: _float, int: _int})
-        )
-    except dacite.DaciteFieldError as error:
-        raise ConfigError(f"{origin}: {error}; `--help` lists every key with its type") from error
+        return _overlaid(config, values, "", [key for key, *_ in keys(config)])
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from error
 
 
-def from_toml(path: Path, recipe: Any) -> Config:  # noqa: ANN401 - a function from a recipe's name to its Config
+def with_settings(config: Config, settings: Sequence[str]) -> Config:
+    """`config` with every `a.b=value` laid over it at once, so their order matters only where a key is repeated."""
+    values: dict[str, Any] = {}
+    for setting in settings:
+        values = _merged(values, parse_setting(setting))
+    return with_values(config, values, "--set")
+
+
+def from_toml(path: Path, base: Callable[[str], Config]) -> Config:
     """The configuration of a TOML file: `recipe = "NAME"` names what it starts from, tables override.
+
+    base: the configuration of a recipe's name.
 
     Raises:
         ConfigError: the file cannot be read or parsed, or holds an unknown key or a wrong value.
@@ -112,11 +131,14 @@ def from_toml(path: Path, recipe: Any) -> Config:  # noqa: ANN401 - a function f
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
-            f"--recipe must name a recipe or a readable TOML file, got {path} ({error.strerror})"
+            f"--recipe must name a recipe or a readable TOML file, got {path} ({error.strerror}); correct the path"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} must be TOML, got {error}; correct that line") from error
-    return with_values(recipe(values.pop("recipe", "quickstart")), values, str(path))
+        raise ConfigError(f"{path} must be TOML, got: {error}; correct that line") from error
+    name = values.pop("recipe", "quickstart")
+    if not isinstance(name, str):
+        raise ConfigError(f'{path}: recipe must be the name of a recipe, got {name!r}; for example recipe = "smoke"')
+    return with_values(base(name), values, str(path))
 
 
 def parse_setting(setting: str) -> dict[str, Any]:
@@ -126,20 +148,19 @@ def parse_setting(setting: str) -> dict[str, Any]:
         ConfigError: there is no `=` or no key.
     """
     path, separator, text = setting.partition("=")
-    if not separator or not path.strip():
+    if not separator or not all(part.strip() for part in path.split(".")):
         raise ConfigError(f"--set must have the form a.b=value, got {setting!r}; for example --set collect.seed=1")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        nested: Any = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = None if text.strip() == "none" else text.strip()
-    nested: Any = value
-    for key in reversed(path.strip().split(".")):
-        nested = {key: nested}
+        nested = text.strip()
+    for key in reversed(path.split(".")):
+        nested = {key.strip(): nested}
     return dict(nested)
 
 
 def keys(config: Config) -> Iterator[tuple[str, str, str, str]]:
-    """(key, type, value, meaning) of every setting, for help."""
+    """(key, type, value, meaning) of every setting; `key=value` is what `parse_setting` reads back."""
     return _keys(config, "")
 
 
@@ -150,38 +171,85 @@ def _keys(part: Any, prefix: str) -> Iterator[tuple[str, str, str, str]]:  # noq
         if dataclasses.is_dataclass(value):
             yield from _keys(value, f"{prefix}{f.name}.")
         else:
-            kind = (
-                hints[f.name].__name__ if isinstance(hints[f.name], type) else str(hints[f.name]).replace("typing.", "")
-            )
-            yield prefix + f.name, kind, str(value), str(f.metadata.get("help", ""))
+            yield prefix + f.name, _kind_name(hints[f.name]), _text(value), str(f.metadata.get("help", ""))
 
 
-def _merge(base: dict[str, Any], values: Mapping[str, Any], prefix: str, origin: str) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in values.items():
-        if key not in base:
-            raise ConfigError(f"{origin}: unknown key {prefix + key!r}; {_nearest(prefix + key, _paths(base, prefix))}")
-        is_table = isinstance(base[key], dict)
-        if is_table != isinstance(value, Mapping):
-            raise ConfigError(f"{origin}: {prefix + key} is {'a table' if is_table else 'a value'}, got {value!r}")
-        merged[key] = _merge(base[key], value, f"{prefix}{key}.", origin) if is_table else value
+def _overlaid(part: _Part, values: Mapping[str, Any], prefix: str, legal: Sequence[str]) -> _Part:
+    """`part`, a config dataclass, with `values` laid over it; `prefix` is its own key, `legal` are those of all parts."""
+    hints = get_type_hints(type(part))
+    changes = {}
+    for name, value in values.items():
+        key = prefix + name
+        if name not in hints:
+            raise ConfigError(f"unknown key {key!r}; {_nearest_keys(name, prefix, list(hints), legal)}")
+        current = getattr(part, name)
+        is_table = dataclasses.is_dataclass(current)
+        if is_table and not isinstance(value, Mapping):
+            example = f"{key}.{dataclasses.fields(current)[0].name}"
+            raise ConfigError(f"{key} is a group of keys, got {_text(value)}; set one of them, such as {example}")
+        changes[name] = _overlaid(current, value, f"{key}.", legal) if is_table else _checked(value, hints[name], key)
+    try:
+        return dataclasses.replace(part, **changes)  # type: ignore[type-var]
+    except ConfigError as error:  # a recipe does not know which one it is: say student.lr, not recipe.lr
+        raise ConfigError(re.sub(r"\b(recipe|predictor)\.", prefix, str(error))) from error
+
+
+def _checked(value: Any, kind: Any, key: str) -> Any:  # noqa: ANN401 - the type is what is checked
+    """`value` as one of the type `kind`."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):  # X | None
+        return None if value in (None, NONE) else _checked(value, args[0], key)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_checked(item, args[0], key) for item in value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if origin is Literal and value not in args:
+        raise ConfigError(f"{key} must be one of {', '.join(args)}, got {value!r}; {_nearest(str(value), args)}")
+    if origin is not Literal and type(value) is not kind:
+        raise ConfigError(
+            f"{key} must be of type {_kind_name(kind)}, got {value!r}; `dass keys` shows every key with its type"
+        )
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(f"{key} must be a finite number, got {value}; write one")
+    return value
+
+
+def _kind_name(kind: Any) -> str:  # noqa: ANN401 - a type or what typing makes of one
+    args = get_args(kind)
+    if get_origin(kind) is Literal:
+        return " | ".join(args)
+    if get_origin(kind) is tuple:
+        return f"[{_kind_name(args[0])}, ...]"
+    return " | ".join(map(_kind_name, args)) if args else NONE if kind is NoneType else str(kind.__name__)
+
+
+def _text(value: Any) -> str:  # noqa: ANN401 - any setting
+    """A setting's value as `--set` takes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_text, value))}]"
+    return NONE if value is None else str(value)
+
+
+def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values with those of `second` in the place of those of `first`."""
+    merged = dict(first)
+    for name, value in second.items():
+        are_tables = isinstance(value, Mapping) and isinstance(first.get(name), Mapping)
+        merged[name] = _merged(first[name], value) if are_tables else value
     return merged
 
 
-def _paths(base: Mapping[str, Any], prefix: str) -> list[str]:
-    return [prefix + key for key in base]
+def _nearest_keys(name: str, prefix: str, siblings: Sequence[str], legal: Sequence[str]) -> str:
+    """The neighbours that were probably meant; else the keys of that name elsewhere; else all neighbours."""
+    close = difflib.get_close_matches(name, siblings)
+    meant = [prefix + sibling for sibling in close] or [key for key in legal if key.endswith(f".{name}")]
+    return (
+        f"did you mean {' or '.join(meant)}?" if meant else f"legal keys are {', '.join(prefix + s for s in siblings)}"
+    )
 
 
-def _nearest(key: str, legal: Sequence[str]) -> str:
-    close = difflib.get_close_matches(key, legal, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"legal keys are {', '.join(legal)}"
-
-
-def _float(value: Any) -> Any:  # noqa: ANN401 - dacite checks the result
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _int(value: Any) -> Any:  # noqa: ANN401
-    if isinstance(value, bool):
-        raise ConfigError(f"expected an integer, got {value}; write a number")
-    return value
+def _nearest(value: str, legal: Sequence[str]) -> str:
+    close = difflib.get_close_matches(value, legal, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else "choose one of them"

@@ -11,6 +11,9 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from cluster.schema import plain
+
+WIDE = 1000  # columns where stdout is no terminal: a row stays one line, so that grep and cut can have it
 LINE_EVERY_S = 10.0  # where no terminal redraws a bar, a line at least this often
 
 
@@ -47,8 +50,8 @@ class Console:
 
     def __init__(self, *, is_json: bool = False) -> None:
         self.is_json = is_json
-        self._err = RichConsole(stderr=True, highlight=False)
-        self._out = RichConsole(highlight=False, soft_wrap=True)
+        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._out = RichConsole(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
         self.phases: dict[str, float] = {}
 
     def say(self, text: str) -> None:
@@ -60,21 +63,21 @@ class Console:
         if not self.is_json:
             self._out.print(text, markup=False)
 
-    def table(self, title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-        """A table on stdout; silent when stdout carries JSON."""
+    def table(self, title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]], *, num_texts: int = 1) -> None:
+        """A table on stdout, the first `num_texts` columns to the left; silent when stdout carries JSON."""
         if self.is_json:
             return
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+            table.add_column(column, justify="left" if index < num_texts else "right", overflow="fold")
         for row in rows:
             table.add_row(*(str(cell) for cell in row))
         self._out.print(table)
 
     def document(self, value: Mapping[str, Any]) -> None:
-        """The one JSON document on stdout; silent otherwise."""
+        """The one JSON document on stdout; silent otherwise. Numbers that are not finite become texts, as in the store."""
         if self.is_json:
-            sys.stdout.write(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+            sys.stdout.write(json.dumps(plain(value), indent=2, sort_keys=True, allow_nan=False) + "\n")
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Bar]:

@@ -24,6 +24,8 @@ from jobs.train_runs import train_runs
 
 def run(job: Job, source: str | None = None, output: Path | None = None) -> dict[str, Any]:
     """Distil the chosen students under every seed; the weights are kept, test is measured once per run."""
+    if output is not None:
+        check_output(output)
     task = target_task(job, source)
     found = latest_search(job, task)
     students = chosen(job, task, found)
@@ -79,6 +81,12 @@ def chosen(job: Job, task: Task, found: dict[str, Any]) -> dict[str, Student]:
         budget = Budget(found["max_macs"], found["max_params"])
         students["largest"] = largest_student(job.space, budget, candidates, task.resolution, task.num_classes)
     return {role: s for role, s in students.items() if role == "recommended" or s != students["recommended"]}
+
+
+def check_output(output: Path) -> None:
+    """Raise ConfigError, before anything is trained, unless a file could be written there."""
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        raise ConfigError(f"--output must be a file in a folder that exists, got {output}; correct the path")
 
 
 def export(job: Job, task: Task, records: list[Record], output: Path) -> None:

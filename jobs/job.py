@@ -33,11 +33,15 @@ class Job:
     _packs: list[Pack] = field(default_factory=list, repr=False)  # those read in this process
 
     @classmethod
-    def open(cls, config: Config, store_url: str, console: Console, *, dry_run: bool) -> "Job":
-        """Check the store before anything else; see `check_schema` and ObjectStore.check_writable for the errors."""
+    def open(cls, config: Config, store_url: str, console: Console, *, dry_run: bool, is_reader: bool = False) -> "Job":
+        """Check the store before anything else; see `check_schema` and ObjectStore.check_writable for the errors.
+
+        is_reader: the verb only ever reads, so a store that cannot be written will do.
+        """
         store = open_store(store_url)
         check_schema(store)
-        store.check_writable()
+        if not is_reader:
+            store.check_writable()
         return cls(config, store, console, dry_run)
 
     @cached_property

@@ -20,7 +20,8 @@ def run(job: Job) -> dict[str, Any]:
     total = {key: sum(row[key] for row in tasks) for key in ("planned", "finished", "diverged", "pending")}
     columns = ("name", "teacher_accuracy_pct", "planned", "finished", "diverged", "pending")
     job.console.table(f"Store {job.store.url}", columns, [tuple(row[column] for column in columns) for row in tasks])
-    job.console.tell(", ".join(f"{value} {key}" for key, value in total.items()))
+    hint = "" if runs else "; `collect` plans the runs of a recipe"
+    job.console.tell(", ".join(f"{value} {key}" for key, value in total.items()) + hint)
     return {**total, "tasks": tasks, "store": job.store.url}
 
 

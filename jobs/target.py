@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from cluster.documents import get_latest
 from cluster.plan import Plan
 from cluster.teachers import load_teacher, put_own_teacher
@@ -76,11 +78,24 @@ def scorer_of(job: Job, task: Task, teacher: Teacher, predictor: MetaPredictor) 
     return PredictorScorer(adapted, embedder, job.space)
 
 
-def _own_teacher(job: Job, task: Task, file: Path) -> Teacher:
+def _read_weights(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a user's file, in float32 where they are not: the networks compute in it."""
     try:
-        state = unpack_tensors(file.read_bytes())[0]
-    except (OSError, StoreError) as error:
-        raise ConfigError(f"--teacher must be a readable safetensors file, got {file} ({error})") from error
+        tensors = unpack_tensors(file.read_bytes())[0]
+    except OSError as error:
+        raise ConfigError(
+            f"--teacher must be a readable safetensors file, got {file} ({error.strerror}); correct the path"
+        ) from error
+    except StoreError as error:
+        raise ConfigError(
+            f"--teacher must be a safetensors file, got {file} ({error.__cause__}); write the teacher's state dict with "
+            "safetensors.torch.save_file"
+        ) from error
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def _own_teacher(job: Job, task: Task, file: Path) -> Teacher:
+    state = _read_weights(file)
     identity = sha256(pack_tensors(state))
     unmeasured = Teacher(identity, job.space.largest, state, accuracy_pct=0.0)
     network = unmeasured.network(task.num_classes)

@@ -17,6 +17,8 @@ def run(job: Job) -> dict[str, Any]:
     records = job.records(run.id for run in runs.values())
     rows = {name: records[run.id].result.best_accuracy_pct for name, run in runs.items() if run.id in records}
     job.console.table("Teachers", ("task", "valid accuracy %"), [(name, _shown(pct)) for name, pct in rows.items()])
+    if job.dry_run:
+        job.console.tell(f"would train {done['pending']} of {done['planned']} teachers")
     return {**done, "teachers": rows, "dry_run": job.dry_run}
 
 

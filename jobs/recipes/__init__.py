@@ -20,8 +20,8 @@ def get_recipe(name: str) -> Config:
     """The configuration of a named recipe; ConfigError lists the names and the nearest one."""
     if name not in RECIPES:
         close = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
         raise ConfigError(
-            f"--recipe must be one of {', '.join(RECIPES)} or a file ending in .toml, got {name!r}; {hint}".rstrip("; ")
+            f"--recipe must be one of {', '.join(RECIPES)} or a file ending in .toml, got {name!r}; "
+            + (f"did you mean {close[0]}?" if close else "choose one of them")
         )
     return RECIPES[name]()

@@ -1,0 +1,166 @@
+"""Lanes on a real local Ray: real runs, real kills, compared with the same runs trained without Ray."""
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from cluster.database import RunDatabase
+from cluster.documents import put_task
+from cluster.lanes import run_plan
+from cluster.objects import FolderStore
+from cluster.packs import put_pack
+from cluster.plan import Plan
+from cluster.queue import QueueStats
+from cluster.runtime import session
+from cluster.settings import LaneConfig
+from cluster.weights import get_weights
+from dass.data.batches import ResidentBatches
+from dass.data.pack import Pack
+from dass.data.sources import read_source
+from dass.data.splits import assign_parts, class_splits
+from dass.errors import ClusterError
+from dass.kd.cohort import Cohort, Ended
+from dass.kd.teacher import Teacher, teacher_run
+from dass.records import Recipe, Record, Run, Status, Task
+from dass.seeding import generator
+from dass.spaces import get_space
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray warns of its own deprecations
+
+SPACE = get_space("smoke")
+RECIPE = Recipe(epochs=2, batch_size=16, lr=0.02, flip=0.0, crop_padding=1, eval_every=1)
+TEACHER = replace(RECIPE, loss="ce", init="scratch")
+LANES = LaneConfig(num=1, threads=1, cohort_size=2, yield_every=2, checkpoint_s=0.05, lease_s=60.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_session() -> Iterator[None]:
+    with session(num_cpus=2):
+        yield
+
+
+@dataclass
+class Site:
+    """A folder as the store, holding one packed task."""
+
+    store: FolderStore
+    pack: Pack
+    task: Task
+
+    def plan(self, recipe: Recipe = RECIPE, num: int = 4) -> Plan:
+        teacher = teacher_run(self.task, SPACE, TEACHER)
+        students = SPACE.sample(num, generator("test lanes"))
+        return Plan("collect", (teacher, *(Run(self.task.id, teacher.id, s, recipe) for s in students)))
+
+    def run(self, plan: Plan, lanes: LaneConfig = LANES, *, keep_weights: bool = False) -> QueueStats:
+        *_, last = run_plan(self.store.url, plan, lanes, keep_weights=keep_weights)
+        return last
+
+    def records(self) -> dict[str, Record]:
+        return {record.run.id: record for record in RunDatabase(self.store).scan()}
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    pack = assign_parts(read_source("digits", 16), valid_fraction=0.5, test_fraction=0.3)
+    task = class_splits(pack, [(0, 1, 2)], ["task"])[0]
+    store = FolderStore(tmp_path / "store")
+    put_pack(store, pack)
+    put_task(store, task)
+    return Site(store, pack, task)
+
+
+def trained_without_ray(site: Site, plan: Plan) -> dict[str, Ended]:
+    torch.set_num_threads(1)
+    data = ResidentBatches.of(site.pack, site.task)
+    teacher_run, *students = plan.runs
+    (teacher,) = [ended for step in Cohort([teacher_run], data, None, keep_weights=True).train() for ended in step.ended]
+    assert teacher.weights is not None
+    assert teacher.result.best_accuracy_pct is not None
+    loaded = Teacher(teacher_run.id, teacher_run.student, teacher.weights, teacher.result.best_accuracy_pct)
+    alone = [
+        ended for run in students for step in Cohort([run], data, loaded).train() for ended in step.ended
+    ]  # each student alone, where the lane trains two at a time
+    return {ended.run.id: ended for ended in (teacher, *alone)}
+
+
+def leftovers(store: FolderStore) -> list[str]:
+    return list(store.list("checkpoints/"))
+
+
+def test_a_plan_is_trained_once_and_equals_training_without_ray(site: Site) -> None:
+    plan = site.plan()
+    stats = site.run(plan)
+    assert (stats.planned, stats.finished, stats.running, dict(stats.failed)) == (5, 5, 0, {})
+    records, expected = site.records(), trained_without_ray(site, plan)
+    assert records.keys() == expected.keys()
+    for run_id, record in records.items():
+        assert record.result == expected[run_id].result
+    teacher = records[plan.runs[0].id]
+    assert teacher.weights is not None
+    kept = get_weights(site.store, teacher.weights)
+    weights = expected[plan.runs[0].id].weights
+    assert weights is not None
+    assert all(torch.equal(kept[name], tensor) for name, tensor in weights.items())
+    assert all(record.weights is None for record in records.values() if record.run.teacher)
+    assert teacher.provenance.threads == 1
+    assert leftovers(site.store) == []
+
+    written = {key: site.store.get(key) for key in site.store.list("records/")}
+    assert site.run(plan).finished == 5
+    assert {key: site.store.get(key) for key in site.store.list("records/")} == written
+
+
+def test_a_killed_lane_loses_nothing_and_changes_nothing(site: Site) -> None:
+    plan = site.plan(replace(RECIPE, epochs=12))
+    killed = 0
+    for _ in run_plan(site.store.url, plan, LANES):
+        if killed < 2 and len(leftovers(site.store)) >= 1:
+            for process in psutil.Process().children(recursive=True):
+                if "RayTrainWorker" in " ".join(process.cmdline()[:1]):
+                    process.send_signal(signal.SIGKILL)
+                    killed += 1
+    assert killed >= 1
+    records, expected = site.records(), trained_without_ray(site, plan)
+    assert records.keys() == expected.keys()
+    for run_id, record in records.items():
+        assert record.result == expected[run_id].result
+    assert leftovers(site.store) == []
+
+
+def test_an_abandoned_collection_goes_on_where_it_was(site: Site) -> None:
+    plan = site.plan(replace(RECIPE, epochs=12))
+    progress = run_plan(site.store.url, plan, LANES)
+    for stats in progress:
+        if stats.finished >= 1 and leftovers(site.store):
+            break
+    progress.close()
+    before = site.records()
+    assert 0 < len(before) < len(plan.runs)
+    assert site.run(plan).finished == len(plan.runs)
+    records, expected = site.records(), trained_without_ray(site, plan)
+    assert all(records[run_id] == record for run_id, record in before.items())
+    assert {run_id: record.result for run_id, record in records.items()} == {
+        run_id: ended.result for run_id, ended in expected.items()
+    }
+
+
+def test_a_diverging_student_is_recorded_and_its_neighbours_finish(site: Site) -> None:
+    plan = site.plan()
+    wild = Run(site.task.id, plan.runs[0].id, SPACE.smallest, replace(RECIPE, lr=1e30))
+    assert site.run(Plan("collect", (*plan.runs, wild))).finished == 6
+    records = site.records()
+    assert records[wild.id].result.status is Status.DIVERGED
+    assert all(record.result.status is Status.FINISHED for run_id, record in records.items() if run_id != wild.id)
+
+
+def test_a_run_that_cannot_be_trained_is_told_with_its_reason(site: Site) -> None:
+    orphan = Run(site.task.id, "0" * 64, SPACE.smallest, RECIPE)  # a teacher that nobody brought
+    with pytest.raises(ClusterError, match="no teacher|got none with the id"):
+        site.run(Plan("collect", (orphan,)), replace(LANES, max_failures=0))
+    assert site.records() == {}
