@@ -1,5 +1,7 @@
 """Recipes on the handwritten digits that scikit-learn ships: no download, no service, one machine."""
 
+from dataclasses import replace
+
 from cluster.settings import LaneConfig
 from dass.data.tasks import DataConfig
 from dass.meta.train import MetaConfig
@@ -58,7 +60,7 @@ def smoke() -> Config:
     return Config(
         name="smoke",
         space="smoke",
-        data=full.data,
+        data=replace(full.data, train_tasks=2, valid_tasks=1),
         teacher=Recipe(
             loss="ce", init="scratch", epochs=1, batch_size=16, lr=0.05, flip=0.0, crop_padding=1, eval_every=1
         ),

@@ -1,0 +1,71 @@
+"""The whole way as a user goes it: the real command, killed in the middle with SIGKILL, and run again."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.database import RunDatabase
+from cluster.objects import FolderStore
+from dass.records import Record
+
+pytestmark = pytest.mark.ray
+
+COMMAND = [sys.executable, "-m", "jobs", "quickstart", "--recipe", "smoke", "--json", "--store"]
+PATIENCE_S = 240.0
+
+
+def records(store: Path) -> dict[str, Record]:
+    return {record.run.id: record for record in RunDatabase(FolderStore(store)).scan()}
+
+
+def finish(store: Path) -> dict[str, Any]:
+    done = subprocess.run([*COMMAND, str(store)], capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert isinstance(document, dict)
+    return document
+
+
+def is_gone(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_killed_quickstart_goes_on_and_leaves_no_process_behind(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    driver = subprocess.Popen([*COMMAND, str(store)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + PATIENCE_S
+    while not records(store) and time.monotonic() < deadline:
+        assert driver.poll() is None, "the command ended before it could be killed"
+        time.sleep(0.2)
+    family = psutil.Process(driver.pid).children(recursive=True)
+    assert family
+    driver.kill()
+    driver.wait()
+    before = records(store)
+    assert before
+
+    document = finish(store)
+    after = records(store)
+    planned = 3 * (1 + 3) + (1 + 2)  # three meta tasks and the target, each with its teacher
+    assert len(after) == planned + len(document["finals"])
+    assert all(after[run_id] == record for run_id, record in before.items())
+    assert document["verdict"]
+    page = Path(document["report"]).read_text()
+    assert page.lower().startswith("<!doctype html>")
+
+    while not all(map(is_gone, family)) and time.monotonic() < deadline + PATIENCE_S:
+        time.sleep(0.5)
+    assert [process for process in family if not is_gone(process)] == []
+
+    again = finish(store)
+    assert records(store) == after
+    assert again["verdict"] == document["verdict"]
