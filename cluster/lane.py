@@ -19,6 +19,7 @@ from cluster.checkpoints import get_checkpoint, put_checkpoint, remove_checkpoin
 from cluster.database import RunDatabase
 from cluster.documents import get_task
 from cluster.events import EventLog
+from cluster.heartbeat import Heartbeat
 from cluster.objects import open_store
 from cluster.packs import get_pack
 from cluster.plan import FailureKind, cut_cohorts
@@ -96,8 +97,10 @@ class Lane:
         """Train the runs of a lease; a failure of a run's own goes back to the queue, one of the store ends the lane."""
         try:
             runs = self._without_record(lease)
-            if runs:
-                self._train_runs(lease, runs)
+            settings = self._job.settings
+            with Heartbeat(self._queue, self._name, lease.token, settings.lease_s, settings.hang_s) as heartbeat:
+                if runs:
+                    self._train_runs(lease, runs, heartbeat)
         except StoreError:
             raise
         except (RuntimeError, ValueError, MemoryError) as error:
@@ -108,7 +111,7 @@ class Lane:
             for run_id, decision in decisions.items():
                 self._event("failed", lease, run=run_id, reason=reason, decision=str(decision))
 
-    def _train_runs(self, lease: Lease, runs: tuple[Run, ...]) -> None:
+    def _train_runs(self, lease: Lease, runs: tuple[Run, ...], heartbeat: Heartbeat) -> None:
         """Train runs of one task and teacher, those that stand at one position together."""
         task = get_task(self._store, runs[0].task)
         data = ResidentBatches.of(self._load_pack(task), task, self._device)
@@ -125,15 +128,16 @@ class Lane:
                 yield_every=self._job.settings.yield_every,
                 memory_format=self._memory_format,
             )
-            if not self._train_cohort(lease, cohort, task):
+            if not self._train_cohort(lease, cohort, task, heartbeat):
                 return
 
-    def _train_cohort(self, lease: Lease, cohort: Cohort, task: Task) -> bool:
+    def _train_cohort(self, lease: Lease, cohort: Cohort, task: Task, heartbeat: Heartbeat) -> bool:
         """Train to the end; False when the lease was lost on the way."""
         began = datetime.now(UTC)
         checkpointed = time.monotonic()
         self._event("cohort", lease, runs=[run.id for run in cohort.runs], task=task.name)
         for progress in cohort.train():
+            heartbeat.note_life()
             for ended in progress.ended:
                 self._record(ended, lease, task, began)
             saved: dict[str, Position] = {}

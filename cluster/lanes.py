@@ -32,8 +32,9 @@ POLL_S = 0.5
 
 
 def run_plan(store_url: str, plan: Plan, settings: LaneConfig, *, keep_weights: bool = False) -> Iterator[QueueStats]:
-    """Train the plan's runs that have no record, on `settings.num` lanes; yields where they stand, until the lanes end.
+    """Train the plan's runs that have no record; yields where they stand, until the lanes end.
 
+    A lane takes seconds to start, so there are at most `settings.num`, and no more than whole cohorts of work.
     Closing the iterator early takes the queue away; lanes then end, and a later call goes on from the checkpoints.
     Runs that failed for their own reasons are in the last stats; they have no record and are tried again next time.
 
@@ -43,7 +44,10 @@ def run_plan(store_url: str, plan: Plan, settings: LaneConfig, *, keep_weights: 
     name = f"queue-{plan.id}-{uuid.uuid4().hex[:8]}"
     with _queue(name, store_url, plan, settings) as queue, tempfile.TemporaryDirectory(prefix="dass-train-") as storage:
         job = LaneJob(store_url, name, settings, keep_weights)
-        lanes = [_LaneThread(f"lane{index}", job, storage) for index in range(settings.num)]
+        stats: QueueStats = ray.get(queue.stats.remote())
+        num_pending = stats.planned - stats.finished
+        num_lanes = min(settings.num, max(1, num_pending // settings.cohort_size))
+        lanes = [_LaneThread(f"lane{index}", job, storage) for index in range(num_lanes)]
         for lane in lanes:
             lane.start()
         while any(lane.is_alive() for lane in lanes):

@@ -47,7 +47,7 @@ def page_of(job: Job, task: Task) -> PageData:
     records = job.records([run.id for run in planned] + [teacher_id, *final_ids])
     predicted = _predictions(job, task, found, finals, records)
     return PageData(
-        title=f"A student for {task.name}",
+        title=f"A student for {_title(task)}",
         space=job.config.space,
         resolution=task.resolution,
         target=task.name,
@@ -76,6 +76,11 @@ def page_of(job: Job, task: Task) -> PageData:
         provenance=_provenance(job, found, records),
         notes=_notes(job, tasks, task),
     )
+
+
+def _title(task: Task) -> str:
+    """The classes where they are few, else the task's name."""
+    return f"{', '.join(task.classes[:-1])} and {task.classes[-1]}" if task.num_classes <= 4 else task.name
 
 
 def _latest(job: Job, name: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ State is kept per run, never per cohort, and can be taken at every yield:
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -71,7 +72,22 @@ def state_position(state: bytes) -> tuple[str, Position]:
     Raises:
         StoreError: the state was written by a newer version, or is damaged.
     """
-    return _read_header(unpack_tensors(state)[1])
+    with _refusing_damage():
+        return _read_header(unpack_tensors(state)[1])
+
+
+@contextmanager
+def _refusing_damage() -> Iterator[None]:
+    """Turns what a state that does not fit together brings about into a StoreError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:  # a RuntimeError that says nothing about the state
+        raise
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise StoreError(
+            f"expected the complete state of a run, got one that does not fit together ({error}); delete the checkpoint "
+            "so that the run starts again"
+        ) from error
 
 
 def _read_header(header: Mapping[str, Any]) -> tuple[str, Position]:
@@ -163,26 +179,37 @@ class _Member:
 
     def load(self, state: bytes) -> Position:
         tensors, header = unpack_tensors(state)
-        run_id, position = _read_header(header)
+        with _refusing_damage():
+            run_id, position = _read_header(header)
         if run_id != self.run.id:
             raise StoreError(
                 f"the state must be that of run {self.run.id}, got that of {run_id}; delete the checkpoint"
             )
+        with _refusing_damage():
+            self._restore(tensors, header)
+        if self.keep_weights and self.curve and not self.best_weights:
+            raise ConfigError(
+                f"keep_weights needs a state that was saved with it, got one of run {run_id} without its best weights; "
+                "set keep_weights=False, or delete the checkpoint so that the run starts again"
+            )
+        return position
+
+    def _restore(self, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> None:
         device = self.loss_sum.device
 
         def part(prefix: str) -> dict[str, torch.Tensor]:
             return {n.removeprefix(prefix): t.to(device) for n, t in tensors.items() if n.startswith(prefix)}
 
         self.network.load_state_dict(part("network."))
-        for name, parameter in self.network.named_parameters():
-            if (buffer := part("momentum.").get(name)) is not None:
-                self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+        parameters = dict(self.network.named_parameters())
+        for name, buffer in part("momentum.").items():
+            momentum = torch.empty_like(parameters[name]).copy_(buffer)
+            self.optimizer.state[parameters[name]]["momentum_buffer"] = momentum
         self.best_weights = part("best.")
         self.loss_sum = tensors["loss_sum"].to(device)
         self.seconds = float(header["seconds"])
         self.init_accuracy_pct = float(header["init_accuracy_pct"])
         self.curve = [CurvePoint(**point) for point in header["curve"]]
-        return position
 
 
 class Cohort:
@@ -199,7 +226,8 @@ class Cohort:
         memory_format: `torch.channels_last` or `torch.contiguous_format`; a part of what fixes the bits of a result.
 
     Raises:
-        ConfigError: the runs do not form a cohort, or the teacher is missing.
+        ConfigError: the runs do not form a cohort, the teacher is missing, or weights are to be kept and a state was
+            saved without.
         SpaceError: the teacher's weights do not fit its architecture or the task's classes.
         StoreError: a state is damaged, of another run, or at another position than the others.
     """
@@ -221,10 +249,9 @@ class Cohort:
         self._yield_every = yield_every
         self._memory_format = memory_format
         self._num_classes = data.task.num_classes
+        network = None if teacher is None else teacher.network(self._num_classes, data.device)
         self._teacher_network = (
-            None
-            if teacher is None or self._recipe.loss == "ce"
-            else _laid_out(teacher.network(self._num_classes, data.device), memory_format)
+            None if network is None or self._recipe.loss == "ce" else _laid_out(network, memory_format)
         )
         self._members = [_Member(run, self._initial_network(run, teacher), keep_weights=keep_weights) for run in runs]
         self._position = self._resume(states or {})
@@ -270,20 +297,17 @@ class Cohort:
             self._charge()
             ended = self._close_epoch(epoch + 1, steps_per_epoch)
             self._position = Position(epoch + 1, 0)
-            if ended or self._is_evaluated(epoch + 1):
-                yield Progress((epoch + 1) * steps_per_epoch, num_steps, epoch + 1, ended)
+            step = (epoch + 1) * steps_per_epoch
+            if ended or self._is_evaluated(epoch + 1) or step % self._yield_every == 0:
+                yield Progress(step, num_steps, epoch + 1, ended)
             if not self._members:
                 return
 
     def _initial_network(self, run: Run, teacher: Teacher | None) -> torch.nn.Module:
-        network = build(
-            run.student, self._num_classes, generator("init", run.id) if run.recipe.init == "scratch" else None
-        )
-        if run.recipe.init != "scratch":
-            if teacher is None:
-                raise ConfigError(
-                    f"recipe.init={run.recipe.init!r} remaps a teacher's weights, got no teacher; set recipe.init='scratch'"
-                )
+        if teacher is None or run.recipe.init == "scratch":
+            network = build(run.student, self._num_classes, generator("init", run.id))
+        else:
+            network = build(run.student, self._num_classes)
             network.load_state_dict(remap(teacher.state, teacher.student, run.student, run.recipe.init))
         return _laid_out(network.to(self._data.device), self._memory_format)
 
@@ -298,7 +322,10 @@ class Cohort:
         return positions.pop()
 
     def _member(self, run_id: str) -> _Member:
-        return next(member for member in self._members if member.run.id == run_id)
+        for member in self._members:
+            if member.run.id == run_id:
+                return member
+        raise ValueError(f"the run must be one that is still being trained, got {run_id}; see Cohort.runs")
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor, lr: float) -> None:
         images = images.contiguous(memory_format=self._memory_format)
@@ -396,5 +423,12 @@ def _shared_recipe(runs: Sequence[Run], data: BatchSource, teacher: Teacher | No
     if run.task != data.task.id:
         raise ConfigError(f"the runs' task must be the data's, got {run.task} and {data.task.id}; load the runs' task")
     if (teacher.id if teacher else None) != run.teacher:
-        raise ConfigError(f"the runs' teacher must be the one given, got {run.teacher} and {teacher and teacher.id}")
+        raise ConfigError(
+            f"the runs' teacher must be the one given, got {run.teacher} and {teacher and teacher.id}; load the runs' teacher"
+        )
+    if teacher is None and (run.recipe.loss != "ce" or run.recipe.init != "scratch"):
+        raise ConfigError(
+            "runs without a teacher need recipe.loss='ce' and recipe.init='scratch', got "
+            f"{run.recipe.loss!r} and {run.recipe.init!r}; set both, or name the runs' teacher"
+        )
     return run.recipe

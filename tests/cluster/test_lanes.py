@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -79,7 +80,9 @@ def trained_without_ray(site: Site, plan: Plan) -> dict[str, Ended]:
     torch.set_num_threads(1)
     data = ResidentBatches.of(site.pack, site.task)
     teacher_run, *students = plan.runs
-    (teacher,) = [ended for step in Cohort([teacher_run], data, None, keep_weights=True).train() for ended in step.ended]
+    (teacher,) = [
+        ended for step in Cohort([teacher_run], data, None, keep_weights=True).train() for ended in step.ended
+    ]
     assert teacher.weights is not None
     assert teacher.result.best_accuracy_pct is not None
     loaded = Teacher(teacher_run.id, teacher_run.student, teacher.weights, teacher.result.best_accuracy_pct)
@@ -87,6 +90,13 @@ def trained_without_ray(site: Site, plan: Plan) -> dict[str, Ended]:
         ended for run in students for step in Cohort([run], data, loaded).train() for ended in step.ended
     ]  # each student alone, where the lane trains two at a time
     return {ended.run.id: ended for ended in (teacher, *alone)}
+
+
+def workers() -> Iterator[psutil.Process]:
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it ended meanwhile
+            if "RayTrainWorker" in "".join(process.cmdline()):
+                yield process
 
 
 def leftovers(store: FolderStore) -> list[str]:
@@ -121,10 +131,9 @@ def test_a_killed_lane_loses_nothing_and_changes_nothing(site: Site) -> None:
     killed = 0
     for _ in run_plan(site.store.url, plan, LANES):
         if killed < 2 and len(leftovers(site.store)) >= 1:
-            for process in psutil.Process().children(recursive=True):
-                if "RayTrainWorker" in " ".join(process.cmdline()[:1]):
-                    process.send_signal(signal.SIGKILL)
-                    killed += 1
+            for process in workers():
+                process.send_signal(signal.SIGKILL)
+                killed += 1
     assert killed >= 1
     records, expected = site.records(), trained_without_ray(site, plan)
     assert records.keys() == expected.keys()
@@ -164,3 +173,13 @@ def test_a_run_that_cannot_be_trained_is_told_with_its_reason(site: Site) -> Non
     with pytest.raises(ClusterError, match="no teacher|got none with the id"):
         site.run(Plan("collect", (orphan,)), replace(LANES, max_failures=0))
     assert site.records() == {}
+
+
+def test_a_lease_outlives_a_silence_longer_than_itself(site: Site) -> None:
+    quiet = replace(RECIPE, epochs=30, eval_every=30)
+    plan = site.plan(quiet)
+    stats = site.run(plan, replace(LANES, yield_every=10**6, lease_s=0.6, cohort_size=4))
+    assert stats.finished == 5
+    students = [record for record in site.records().values() if record.run.teacher]
+    assert {record.provenance.attempt for record in students} == {2}  # the teacher had the first lease
+    assert all(record.provenance.seconds * len(students) > 0.6 for record in students)

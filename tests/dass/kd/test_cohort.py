@@ -1,6 +1,5 @@
 """Cohorts against the promise that a run's result is its own: real trainings, compared bit by bit."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,25 +7,27 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the customary name
 
-from dass.data.batches import BatchSource
-from dass.errors import ConfigError, SpaceError, StoreError
-from dass.kd.cohort import Cohort, Position, cosine_lr, evaluate, state_position
+from dass.data.batches import BatchSource, ResidentBatches
+from dass.errors import ConfigError, SpaceError
+from dass.kd.cohort import Cohort, Position, cosine_lr, evaluate
 from dass.kd.teacher import Teacher, teacher_run
 from dass.networks import build
-from dass.records import Loss, Recipe, Run, Status
+from dass.records import Loss, Run, Status
 from dass.remap import remap
 from dass.seeding import generator
 from dass.spaces import get_space
-from dass.tensors import pack_tensors
 from tests.dass.kd.tiny import (
+    DATA,
     NUM_CLASSES,
     RECIPE,
+    RUNS,
     SPACE,
     STEPS,
+    TEACHER,
+    TEACHER_RECIPE,
     CountingTeacher,
     RecordingSource,
     Trace,
-    changed,
     make_data,
     make_runs,
     make_teacher,
@@ -35,38 +36,7 @@ from tests.dass.kd.tiny import (
     without_seconds,
 )
 
-DATA = make_data()
-TEACHER = make_teacher()
-RUNS = make_runs(DATA, TEACHER)
 NUM_STEPS = RECIPE.epochs * STEPS
-TEACHER_RECIPE = Recipe(loss="ce", label_smoothing=0.1, init="scratch", epochs=3, batch_size=8, eval_every=1, lr=0.02)
-
-
-@pytest.fixture(scope="module")
-def together() -> Trace:
-    """The three runs in one cohort that yields at every step and keeps weights."""
-    return trace(Cohort(RUNS, DATA, TEACHER, keep_weights=True, yield_every=1))
-
-
-DAMAGES: dict[str, Callable[[bytes], bytes]] = {
-    "empty": lambda state: b"",
-    "truncated": lambda state: state[:-100],
-    "another shape": lambda state: changed(state, {"network.head.bias": torch.zeros(5)}),
-    "no weight": lambda state: changed(state, without=["network.head.bias"]),
-    "no loss": lambda state: changed(state, without=["loss_sum"]),
-    "no run": lambda state: pack_tensors({}, {"version": 1}),
-    "no position": lambda state: changed(state, position={"epoch": 1, "step": 1}),
-    "no curve": lambda state: changed(state, curve=[{"epoch": 1}]),
-}
-
-
-def states_at(seen: Trace, position: Position, *runs: Run) -> dict[str, bytes]:
-    return {run.id: seen.states[run.id][position] for run in runs}
-
-
-def with_other_tensors(state: bytes, name: str, value: float) -> bytes:
-    """A state in which one tensor holds `value` everywhere."""
-    return changed(state, {name: torch.full_like(tensors_of(state, "")[name], value)})
 
 
 class TestResult:
@@ -165,12 +135,12 @@ class TestTraining:
         assert point.valid_loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
         assert point.valid_accuracy_pct == 100 * (logits.argmax(1) == labels).sum().item() / len(labels)
 
-    def test_it_learns_what_there_is_to_learn(self) -> None:
-        data = make_data(contrast=80)
-        run = teacher_run(data.task, SPACE, replace(TEACHER_RECIPE, epochs=5))
-        assert (trace(Cohort([run], data, None)).result(run).best_accuracy_pct or 0) >= 90
+    def test_it_learns_what_there_is_to_learn(self, skilled: tuple[ResidentBatches, Teacher]) -> None:
+        assert skilled[1].accuracy_pct >= 90
 
-    @pytest.mark.parametrize(("percent", "expected"), [(0, 0.05), (25, 0.0426777), (50, 0.025), (75, 0.0073223), (100, 0)])
+    @pytest.mark.parametrize(
+        ("percent", "expected"), [(0, 0.05), (25, 0.0426777), (50, 0.025), (75, 0.0073223), (100, 0)]
+    )
     def test_the_learning_rate_falls_as_a_cosine(self, percent: int, expected: float) -> None:
         assert cosine_lr(0.05, percent, 100) == pytest.approx(expected, abs=1e-7)
 
@@ -195,59 +165,6 @@ class TestTraining:
         assert result.curve != together.result(RUNS[0]).curve
 
 
-class TestResuming:
-    def test_there_is_a_state_at_every_step(self, together: Trace) -> None:
-        inside = [Position(epoch, batch) for epoch in range(RECIPE.epochs) for batch in range(STEPS)]
-        assert together.positions(RUNS[0]) == inside[1:]
-        for run in RUNS:
-            for position, state in together.states[run.id].items():
-                assert state_position(state) == (run.id, position)
-
-    def test_every_state_resumes_alone(self, together: Trace) -> None:
-        for index, position in enumerate(together.positions(RUNS[0])):
-            run = RUNS[index % len(RUNS)]
-            cohort = Cohort([run], DATA, TEACHER, states=states_at(together, position, run), keep_weights=True)
-            assert cohort.position == position
-            assert trace(cohort).outcome(run) == together.outcome(run)
-
-    def test_every_state_resumes_in_company(self, together: Trace) -> None:
-        for position in together.positions(RUNS[0]):
-            states = states_at(together, position, *RUNS)
-            again = trace(Cohort(RUNS, DATA, TEACHER, states=states, keep_weights=True, yield_every=1))
-            for run in RUNS:
-                later = without_seconds(together.states[run.id])
-                assert again.outcome(run) == together.outcome(run)
-                assert without_seconds(again.states[run.id]).items() <= later.items()
-
-    def test_every_state_resumes_regrouped_with_runs_of_another_cohort(self, together: Trace) -> None:
-        others = make_runs(DATA, TEACHER, num=5)[3:]
-        apart = trace(Cohort(others, DATA, TEACHER, keep_weights=True, yield_every=1))
-        for position in together.positions(RUNS[0]):
-            group = [others[1], RUNS[2], RUNS[0]]
-            states = states_at(together, position, *RUNS) | states_at(apart, position, *others)
-            mixed = trace(Cohort(group, DATA, TEACHER, states=states, keep_weights=True))
-            assert mixed.outcome(others[1]) == apart.outcome(others[1])
-            assert mixed.outcome(RUNS[2]) == together.outcome(RUNS[2])
-            assert mixed.outcome(RUNS[0]) == together.outcome(RUNS[0])
-
-    def test_an_iteration_that_was_left_goes_on(self, together: Trace) -> None:
-        cohort = Cohort(RUNS, DATA, TEACHER, keep_weights=True, yield_every=2)
-        next(cohort.train())
-        seen = trace(cohort)
-        assert [seen.outcome(run) for run in RUNS] == [together.outcome(run) for run in RUNS]
-
-    def test_the_cost_of_the_earlier_cohort_counts(self, together: Trace) -> None:
-        run, position = RUNS[0], Position(2, 2)
-        state = changed(together.states[run.id][position], seconds=1000.0)
-        assert 1000 < trace(Cohort([run], DATA, TEACHER, states={run.id: state})).ended[run.id].seconds < 1100
-
-    def test_a_run_without_momentum_resumes_too(self) -> None:
-        run = replace(RUNS[0], recipe=replace(RECIPE, momentum=0.0))
-        whole = trace(Cohort([run], DATA, TEACHER, yield_every=1))
-        states = states_at(whole, Position(1, 1), run)
-        assert trace(Cohort([run], DATA, TEACHER, states=states)).result(run) == whole.result(run)
-
-
 class TestYields:
     def test_they_come_at_every_so_many_steps_and_after_each_evaluation(self) -> None:
         run = replace(RUNS[0], recipe=replace(RECIPE, epochs=5, eval_every=2))
@@ -260,7 +177,13 @@ class TestYields:
     def test_epochs_without_evaluation_or_due_step_pass_in_silence(self) -> None:
         run = replace(RUNS[0], recipe=replace(RECIPE, epochs=5, eval_every=2))
         seen = trace(Cohort([run], DATA, TEACHER, yield_every=7))
-        assert [(progress.step, progress.epoch) for progress in seen.progress] == [(6, 2), (7, 2), (12, 4), (14, 4), (15, 5)]
+        assert [(progress.step, progress.epoch) for progress in seen.progress] == [
+            (6, 2),
+            (7, 2),
+            (12, 4),
+            (14, 4),
+            (15, 5),
+        ]
 
     def test_runs_end_with_the_last_one(self, together: Trace) -> None:
         assert [len(progress.ended) for progress in together.progress] == [0] * (NUM_STEPS - 1) + [3]
@@ -293,57 +216,7 @@ class TestYields:
                 ask(RUNS[2].id)
 
 
-class TestDivergence:
-    """One run is given weights or statistics that no training survives."""
-
-    START = Position(0, 1)
-
-    def spoilt(self, together: Trace, name: str, value: float, yield_every: int = 50) -> Trace:
-        states = states_at(together, self.START, *RUNS)
-        states[RUNS[1].id] = with_other_tensors(states[RUNS[1].id], name, value)
-        return trace(Cohort(RUNS, DATA, TEACHER, states=states, keep_weights=True, yield_every=yield_every))
-
-    @pytest.mark.parametrize("yield_every", [1, 1000])
-    def test_a_loss_that_is_not_finite_drops_its_run_alone(self, together: Trace, yield_every: int) -> None:
-        seen = self.spoilt(together, "network.head.weight", 1e38, yield_every=yield_every)
-        lost = seen.result(RUNS[1])
-        assert (lost.status, lost.diverged_epoch, lost.curve) == (Status.DIVERGED, 1, ())
-        assert (lost.best_accuracy_pct, lost.final_accuracy_pct, lost.final_loss) == (None, None, None)
-        assert seen.ended[RUNS[1].id].weights is None
-        assert [seen.outcome(run) for run in (RUNS[0], RUNS[2])] == [together.outcome(run) for run in (RUNS[0], RUNS[2])]
-        assert [ended.run for ended in seen.progress[0].ended] == [RUNS[1]]
-
-    def test_a_loss_on_valid_that_is_not_finite_does_so_too(self, together: Trace) -> None:
-        seen = self.spoilt(together, "network.stem.bn.running_mean", float("inf"))
-        lost = seen.result(RUNS[1])
-        assert (lost.status, lost.diverged_epoch, lost.curve) == (Status.DIVERGED, 1, ())
-        assert [seen.outcome(run) for run in (RUNS[0], RUNS[2])] == [together.outcome(run) for run in (RUNS[0], RUNS[2])]
-
-    def test_what_was_seen_before_is_kept(self, together: Trace) -> None:
-        run, position = RUNS[1], Position(1, 2)
-        state = with_other_tensors(together.states[run.id][position], "network.head.weight", 1e38)
-        lost = trace(Cohort([run], DATA, TEACHER, states={run.id: state})).result(run)
-        assert (lost.status, lost.diverged_epoch) == (Status.DIVERGED, 2)
-        assert lost.curve == together.result(run).curve[:1]
-        assert lost.final_accuracy_pct == lost.best_accuracy_pct == lost.curve[0].valid_accuracy_pct
-        assert lost.init_accuracy_pct == together.result(run).init_accuracy_pct
-
-    @pytest.mark.parametrize("yield_every", [1, 1000])
-    def test_a_learning_rate_too_large_ends_every_run_and_the_iteration(self, yield_every: int) -> None:
-        runs = make_runs(DATA, TEACHER, replace(RECIPE, lr=1e30))
-        cohort = Cohort(runs, DATA, TEACHER, yield_every=yield_every)
-        seen = trace(cohort)
-        assert {seen.result(run).status for run in runs} == {Status.DIVERGED}
-        assert {seen.result(run).diverged_epoch for run in runs} == {1}
-        assert cohort.runs == ()
-
-
 class TestWeights:
-    @pytest.fixture(scope="class")
-    def own(self) -> tuple[Run, Trace]:
-        run = teacher_run(DATA.task, SPACE, TEACHER_RECIPE)
-        return run, trace(Cohort([run], DATA, None, keep_weights=True, yield_every=1))
-
     def test_a_teacher_is_trained_without_one(self, own: tuple[Run, Trace]) -> None:
         run, seen = own
         result, weights = seen.result(run), seen.ended[run.id].weights
@@ -379,21 +252,15 @@ class TestWeights:
         assert ended.weights is not None
         assert ended.result.test_accuracy_pct is None
 
-    def test_the_best_are_the_earliest_of_equals(self) -> None:
-        data = make_data(contrast=127)
-        first = teacher_run(data.task, SPACE, replace(TEACHER_RECIPE, epochs=6))
-        trained = trace(Cohort([first], data, None, keep_weights=True)).ended[first.id].weights
-        assert trained is not None
-        teacher = Teacher(first.id, first.student, trained, 100.0)
-        (run,) = make_runs(data, teacher, replace(RECIPE, lr=1e-4), num=1)
-        run = replace(run, student=SPACE.largest)
+    def test_the_best_are_the_earliest_of_equals(self, skilled: tuple[ResidentBatches, Teacher]) -> None:
+        data, teacher = skilled
+        run = Run(data.task.id, teacher.id, teacher.student, replace(RECIPE, lr=1e-5))
         seen = trace(Cohort([run], data, teacher, keep_weights=True))
         accuracies = [point.valid_accuracy_pct for point in seen.result(run).curve]
         assert accuracies == [accuracies[0]] * RECIPE.epochs
         weights, after_first = seen.ended[run.id].weights, tensors_of(seen.states[run.id][Position(1, 0)])
         assert weights is not None
         assert all(torch.equal(weights[name], tensor) for name, tensor in after_first.items())
-
 
 
 def batches_of(run: Run, *company: Run) -> list[str]:
@@ -483,40 +350,3 @@ class TestErrors:
             Cohort(runs, DATA, make_teacher(num_classes=5))
         with pytest.raises(SpaceError, match=r"head\.weight of shape \(3, 64\), got \(3, 256\)"):
             Cohort(runs, DATA, replace(make_teacher(student=get_space("paper5").largest), student=SPACE.largest))
-
-    def test_states_must_stand_at_one_position(self, together: Trace) -> None:
-        first, second = Position(0, 1), Position(2, 0)
-        states = states_at(together, first, RUNS[0]) | states_at(together, second, RUNS[1])
-        with pytest.raises(StoreError, match=r"must stand at one position.*epoch=0, batch=1.*epoch=2, batch=0"):
-            Cohort(RUNS[:2], DATA, TEACHER, states=states)
-        with pytest.raises(StoreError, match=r"must stand at one position.*epoch=0, batch=0.*epoch=2, batch=0"):
-            Cohort(RUNS[:2], DATA, TEACHER, states=states_at(together, second, RUNS[1]))
-
-    def test_a_state_must_be_the_runs_own(self, together: Trace) -> None:
-        state = together.states[RUNS[1].id][Position(1, 0)]
-        with pytest.raises(StoreError, match=f"must be that of run {RUNS[0].id}, got that of {RUNS[1].id}"):
-            Cohort(RUNS[:1], DATA, TEACHER, states={RUNS[0].id: state})
-
-    @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-    def test_a_damaged_state_is_refused(self, together: Trace, damage: Callable[[bytes], bytes]) -> None:
-        state = damage(together.states[RUNS[0].id][Position(1, 1)])
-        with pytest.raises(StoreError, match="delete"):
-            Cohort(RUNS[:1], DATA, TEACHER, states={RUNS[0].id: state})
-
-    @pytest.mark.parametrize("damage", [DAMAGES["truncated"], DAMAGES["no run"], DAMAGES["no position"]])
-    def test_the_position_of_a_damaged_state_is_refused(self, together: Trace, damage: Callable[[bytes], bytes]) -> None:
-        with pytest.raises(StoreError, match="delete"):
-            state_position(damage(together.states[RUNS[0].id][Position(1, 1)]))
-
-    def test_a_state_of_a_newer_version_asks_for_an_upgrade(self, together: Trace) -> None:
-        with pytest.raises(StoreError, match="version 1, got 2; upgrade"):
-            state_position(changed(together.states[RUNS[0].id][Position(1, 1)], version=2))
-
-    def test_a_state_without_the_best_weights_cannot_keep_weights(self) -> None:
-        seen = trace(Cohort(RUNS[:1], DATA, TEACHER, yield_every=1))
-        for position, state in seen.states[RUNS[0].id].items():
-            if position.epoch == 0:  # nothing was evaluated yet, so nothing is lost
-                Cohort(RUNS[:1], DATA, TEACHER, states={RUNS[0].id: state}, keep_weights=True)
-            else:
-                with pytest.raises(StoreError, match="best weights"):
-                    Cohort(RUNS[:1], DATA, TEACHER, states={RUNS[0].id: state}, keep_weights=True)

@@ -105,8 +105,12 @@ def test_a_constant_added_to_all_logits_of_a_row_changes_nothing(seed: int, reci
     student, teacher, labels = draw(seed)
     shifts = torch.tensor([[3.0], [-7.0], [0.5], [11.0]])
     expected = distillation_loss(student, teacher, labels, recipe)
-    torch.testing.assert_close(distillation_loss(student + shifts, teacher, labels, recipe), expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(distillation_loss(student, teacher - shifts, labels, recipe), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        distillation_loss(student + shifts, teacher, labels, recipe), expected, rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(
+        distillation_loss(student, teacher - shifts, labels, recipe), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 @settings(max_examples=30, deadline=None)

@@ -18,6 +18,9 @@ from dass.tensors import pack_tensors, sha256, unpack_tensors
 SPACE = get_space("smoke")
 NUM_CLASSES = 3
 RECIPE = Recipe(epochs=3, batch_size=8, eval_every=1, crop_padding=1)
+TEACHER_RECIPE = Recipe(
+    loss="ce", label_smoothing=0.1, init="scratch", epochs=3, batch_size=8, lr=0.02, eval_every=1, crop_padding=1
+)
 NUM_TRAIN, STEPS = 27, 3  # 3 batches of 8; the epoch's last 3 images are left out
 
 
@@ -39,7 +42,9 @@ def make_teacher(num_classes: int = NUM_CLASSES, student: Student = SPACE.larges
     return Teacher("t" * 64, student, state, 50.0)
 
 
-def make_runs(data: ResidentBatches, teacher: Teacher, recipe: Recipe = RECIPE, num: int = 3, seed: int = 0) -> list[Run]:
+def make_runs(
+    data: ResidentBatches, teacher: Teacher, recipe: Recipe = RECIPE, num: int = 3, seed: int = 0
+) -> list[Run]:
     students = SPACE.sample(num, torch.Generator().manual_seed(2))
     return [Run(data.task.id, teacher.id, student, recipe, seed) for student in students]
 
@@ -146,3 +151,8 @@ class CountingTeacher(Teacher):
         network = super().network(num_classes, device)
         network.register_forward_hook(lambda _, inputs, __: self.passes.append(len(inputs[0])))
         return network
+
+
+DATA = make_data()
+TEACHER = make_teacher()
+RUNS = make_runs(DATA, TEACHER)
