@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -31,7 +31,9 @@ from dass.errors import ClusterError
 POLL_S = 0.5
 
 
-def run_plan(store_url: str, plan: Plan, settings: LaneConfig, *, keep_weights: bool = False) -> Iterator[QueueStats]:
+def run_plan(
+    store_url: str, plan: Plan, settings: LaneConfig, *, keep_weights: bool = False
+) -> Generator[QueueStats, None, None]:
     """Train the plan's runs that have no record; yields where they stand, until the lanes end.
 
     A lane takes seconds to start, so there are at most `settings.num`, and no more than whole cohorts of work.

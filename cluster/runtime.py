@@ -6,7 +6,9 @@ The only place below `jobs` that reads or sets environment variables.
 import importlib.metadata
 import os
 import platform
+import signal
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -46,6 +48,7 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS")
     local = {} if address else {"num_cpus": num_cpus, "include_dashboard": False}
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", **local)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
@@ -53,6 +56,8 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
             f"Ray must start or be reached at {address or 'a local address'}, got {error}; unset RAY_ADDRESS to work on "
             "this machine alone, or give the address of a running cluster"
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # ray.init puts its own in place, which ends without our exit code
     try:
         yield
     finally:

@@ -50,18 +50,19 @@ class Console:
 
     def __init__(self, *, is_json: bool = False) -> None:
         self.is_json = is_json
-        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
-        self._out = RichConsole(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
+        width = None if sys.stdout.isatty() else WIDE
+        self._err = RichConsole(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        self._out = RichConsole(markup=False, emoji=False, highlight=False, soft_wrap=True, width=width)
         self.phases: dict[str, float] = {}
 
     def say(self, text: str) -> None:
         """A line of what happens, on stderr."""
-        self._err.print(text, markup=False)
+        self._err.print(text)
 
     def tell(self, text: str) -> None:
         """A line of what was found, on stdout; silent when stdout carries JSON."""
         if not self.is_json:
-            self._out.print(text, markup=False)
+            self._out.print(text)
 
     def table(self, title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]], *, num_texts: int = 1) -> None:
         """A table on stdout, the first `num_texts` columns to the left; silent when stdout carries JSON."""
@@ -86,13 +87,13 @@ class Console:
         try:
             if self._err.is_terminal:
                 columns = (
-                    TextColumn("{task.description:<28}"),
+                    TextColumn("{task.description:<28}", markup=False),
                     BarColumn(bar_width=32),
                     TextColumn("{task.completed}/{task.total}"),
                     TimeElapsedColumn(),
                     TextColumn("ETA"),
                     TimeRemainingColumn(),
-                    TextColumn("{task.fields[detail]}"),
+                    TextColumn("{task.fields[detail]}", markup=False),
                 )
                 with Progress(*columns, console=self._err, transient=True) as bar:
                     yield Bar(name, self._err, bar, bar.add_task(name, total=None, detail=""))

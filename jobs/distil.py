@@ -11,12 +11,12 @@ from cluster.plan import Plan
 from cluster.schema import build
 from cluster.weights import get_weights
 from dass.errors import ConfigError, ObjectNotFoundError
+from dass.networks.files import student_bytes
 from dass.records import Record, Run, Student, Task
 from dass.search.budget import Budget
 from dass.search.controls import largest_student, random_student
 from dass.search.ranking import Candidate
 from dass.seeding import generator
-from dass.tensors import pack_tensors
 from jobs.job import Job
 from jobs.target import target_task
 from jobs.train_runs import train_runs
@@ -26,7 +26,7 @@ def run(job: Job, source: str | None = None, output: Path | None = None) -> dict
     """Distil the chosen students under every seed; the weights are kept, test is measured once per run."""
     if output is not None:
         check_output(output)
-    task = target_task(job, source)
+    task = target_task(job.reader, source)
     found = latest_search(job, task)
     students = chosen(job, task, found)
     runs = {
@@ -94,9 +94,9 @@ def export(job: Job, task: Task, records: list[Record], output: Path) -> None:
     best = max(records, key=lambda record: record.result.best_accuracy_pct or 0.0)
     if best.weights is None:
         raise ConfigError("the recommended student has no kept weights; choose other seeds with distil.seeds")
-    header = {"student": asdict(best.run.student), "classes": list(task.classes), "run": best.run.id}
+    data = student_bytes(best.run.student, task.classes, get_weights(job.store, best.weights))
     try:
-        output.write_bytes(pack_tensors(get_weights(job.store, best.weights), header))
+        output.write_bytes(data)
     except OSError as error:
         raise ConfigError(f"--output must be a writable path, got {output} ({error.strerror})") from error
     job.console.tell(f"student written to {output}")

@@ -1,7 +1,7 @@
 """What every verb works with: the configuration, the store, and where to write."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -9,7 +9,7 @@ from cluster.database import RunDatabase
 from cluster.documents import get_latest, get_task, put_latest, put_task
 from cluster.objects import ObjectStore, open_store
 from cluster.packs import get_pack, put_pack
-from cluster.schema import check_schema
+from cluster.schema import check_schema, claim_schema
 from dass.data.pack import Pack
 from dass.data.sources import read_source
 from dass.data.splits import assign_parts, whole_task
@@ -30,7 +30,7 @@ class Job:
     store: ObjectStore
     console: Console
     dry_run: bool = False
-    _packs: list[Pack] = field(default_factory=list, repr=False)  # those read in this process
+    _packs: dict[str, Pack] = field(default_factory=dict, repr=False)  # by source: those read in this process
 
     @classmethod
     def open(cls, config: Config, store_url: str, console: Console, *, dry_run: bool, is_reader: bool = False) -> "Job":
@@ -43,6 +43,11 @@ class Job:
         if not is_reader:
             store.check_writable()
         return cls(config, store, console, dry_run)
+
+    @property
+    def reader(self) -> "Job":
+        """The same job, but it writes nothing: to check everything before the first write."""
+        return replace(self, dry_run=True)
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -72,36 +77,38 @@ class Job:
         self._point(name, value)
         return tasks
 
-    def whole_source(self, source: str) -> Task:
-        """All images of a source as one task: the user's own dataset as the target."""
+    def whole_source(self, source: str, *, refresh: bool = False) -> Task:
+        """All images of a source as one task: the user's own dataset as the target; read anew with `refresh`."""
         data = self.config.data
         settings = [source, data.resolution, data.valid_fraction, data.test_fraction, data.seed]
         name = f"whole-{content_id(settings)}"
-        if (known := self._known(name)) is not None:
+        if not refresh and (known := self._known(name)) is not None:
             return get_task(self.store, known["task"])
         pack = self._read(source)
-        task = whole_task(pack, source)
+        task = whole_task(pack, pack.name)
         self._keep(pack, [task])
         self._point(name, {"task": task.id})
         return task
 
     def pack(self, task: Task) -> Pack:
         """The packed images of a task."""
-        for pack in self._packs:
+        for pack in self._packs.values():
             if pack.id == task.source:
                 return pack
         return get_pack(self.store, task.source)
 
     def _read(self, source: str) -> Pack:
+        if source in self._packs:
+            return self._packs[source]
         data = self.config.data
         with self.console.phase("read images") as bar:
             pack = read_source(source, data.resolution, progress=bar.update)
-        pack = assign_parts(pack, data.seed, data.valid_fraction, data.test_fraction)
-        self._packs.append(pack)
-        return pack
+        self._packs[source] = assign_parts(pack, data.seed, data.valid_fraction, data.test_fraction)
+        return self._packs[source]
 
     def _keep(self, pack: Pack, tasks: Iterable[Task]) -> None:
         if not self.dry_run:
+            claim_schema(self.store)
             put_pack(self.store, pack)
             for task in tasks:
                 put_task(self.store, task)

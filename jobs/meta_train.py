@@ -24,7 +24,7 @@ STATE = Token(0, 0)  # meta-training has one writer, so its checkpoint needs no 
 
 def run(job: Job) -> dict[str, Any]:
     """Meta-train, or go on with it; the predictor becomes the store's current one."""
-    tasks = job.tasks()
+    tasks = job.reader.tasks()
     meta_ids = {task.id for task in tasks.meta}
     planned = [run for run in collect.plan(job, tasks).runs if run.teacher is not None and run.task in meta_ids]
     records = list(job.records(run.id for run in planned).values())

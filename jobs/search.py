@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.documents import put_latest
+from cluster.teachers import put_own_teacher
 from dass.cost import count_macs
 from dass.records import Task
 from dass.search.budget import Budget, check_feasible
@@ -14,7 +15,7 @@ from dass.search.select import search
 from dass.search.strategies import make_strategy
 from jobs import teachers
 from jobs.job import Job
-from jobs.target import current_predictor, find_teacher, scorer_of, target_task
+from jobs.target import current_predictor, find_teacher, own_teacher, scorer_of, target_task
 
 SHOWN = 10
 
@@ -22,14 +23,16 @@ SHOWN = 10
 def run(job: Job, source: str | None = None, teacher_file: Path | None = None) -> dict[str, Any]:
     """Rank candidates for the target; the ranking goes into the store, where `distil` finds it."""
     settings = job.config.search
-    task = target_task(job, source)
-    budget = budget_of(job, task)
-    check_feasible(budget, job.space, task.resolution, task.num_classes)
-    sha, predictor = current_predictor(job, task)
+    sha, predictor = current_predictor(job)
+    task, budget = wanted(job, source)
+    own = None if teacher_file is None else own_teacher(job, task, teacher_file)
     summary = {"target": task.name, "task": task.id, "predictor": sha, "dry_run": job.dry_run, **asdict(budget)}
     if job.dry_run:
-        return {**summary, **_dry_run(job, task, teacher_file)}
-    teacher = find_teacher(job, task, teacher_file)
+        return {**summary, **_dry_run(job, task, is_trained=own is not None or not pending_teacher(job, task))}
+    target_task(job, source, refresh=True)  # nothing can be refused any more: keep the images
+    if own is not None:
+        put_own_teacher(job.database, own, task.id)
+    teacher = own or find_teacher(job, task)
     began = time.perf_counter()
     scorer = scorer_of(job, task, teacher, predictor)
     adapt_s = time.perf_counter() - began
@@ -59,17 +62,19 @@ def run(job: Job, source: str | None = None, teacher_file: Path | None = None) -
     return {**value, "candidates": value["candidates"][:SHOWN], "scored": len(ranked)}
 
 
-def budget_of(job: Job, task: Task) -> Budget:
-    """The budget of the configuration in absolute numbers for this task."""
-    return job.config.search.budget(count_macs(job.space.largest, task.resolution, task.num_classes))
+def wanted(job: Job, source: str | None = None) -> tuple[Task, Budget]:
+    """The target and what a student may cost on it, checked and not yet kept in the store.
+
+    Raises:
+        InputError: there is no target, its images cannot be used, or no student is within the budget.
+    """
+    task = target_task(job.reader, source, refresh=source is not None)
+    budget = job.config.search.budget(count_macs(job.space.largest, task.resolution, task.num_classes))
+    check_feasible(budget, job.space, task.resolution, task.num_classes)
+    return task, budget
 
 
-def _dry_run(job: Job, task: Task, teacher_file: Path | None) -> dict[str, Any]:
-    if teacher_file is not None:
-        find_teacher(job, task, teacher_file)
-        is_trained = True
-    else:
-        is_trained = not pending_teacher(job, task)
+def _dry_run(job: Job, task: Task, *, is_trained: bool) -> dict[str, Any]:
     job.console.tell(
         f"would score {job.config.search.candidates} students for {task.name}, "
         f"{'with the teacher at hand' if is_trained else 'after training its teacher'}"

@@ -1,6 +1,6 @@
 """`status`: what is planned, done and left, from the store alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cluster.documents import get_document, get_latest, get_task
@@ -18,11 +18,17 @@ def run(job: Job) -> dict[str, Any]:
     records = job.records(runs)
     tasks = [_task_row(job, task, runs.values(), records) for task in dict.fromkeys(run.task for run in runs.values())]
     total = {key: sum(row[key] for row in tasks) for key in ("planned", "finished", "diverged", "pending")}
-    columns = ("name", "teacher_accuracy_pct", "planned", "finished", "diverged", "pending")
-    job.console.table(f"Store {job.store.url}", columns, [tuple(row[column] for column in columns) for row in tasks])
+    columns = ("task", "teacher %", "planned", "finished", "diverged", "pending")
+    job.console.table(f"Store {job.store.url}", columns, [_shown(row) for row in tasks])
     hint = "" if runs else "; `collect` plans the runs of a recipe"
     job.console.tell(", ".join(f"{value} {key}" for key, value in total.items()) + hint)
     return {**total, "tasks": tasks, "store": job.store.url}
+
+
+def _shown(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    accuracy_pct = row["teacher_accuracy_pct"]
+    teacher = "-" if accuracy_pct is None else f"{accuracy_pct:.1f}"
+    return (row["name"], teacher, row["planned"], row["finished"], row["diverged"], row["pending"])
 
 
 def _plans(job: Job) -> Iterator[Plan]:

@@ -1,12 +1,13 @@
 """The task that a student is wanted for, its teacher, and what the predictor says of its students."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from cluster.documents import get_latest
 from cluster.plan import Plan
-from cluster.teachers import load_teacher, put_own_teacher
+from cluster.teachers import load_teacher
 from cluster.weights import get_blob
 from dass.data.batches import ResidentBatches
 from dass.embed import Embedder, draw_noise
@@ -23,14 +24,14 @@ from jobs.meta_train import spec_of
 from jobs.train_runs import train_runs
 
 
-def target_task(job: Job, source: str | None) -> Task:
-    """All images of `source`, or the classes that the recipe keeps aside.
+def target_task(job: Job, source: str | None, *, refresh: bool = False) -> Task:
+    """All images of `source` (read anew with `refresh`), or the classes that the recipe keeps aside.
 
     Raises:
         ConfigError: there is neither.
     """
     if source is not None:
-        return job.whole_source(source)
+        return job.whole_source(source, refresh=refresh)
     target = job.tasks().target
     if target is None:
         raise ConfigError(
@@ -40,21 +41,27 @@ def target_task(job: Job, source: str | None) -> Task:
     return target
 
 
-def find_teacher(job: Job, task: Task, file: Path | None = None) -> Teacher:
-    """The target's teacher: the user's own, or the one of the recipe, trained now where the store has none.
-
-    Raises:
-        ConfigError: the file cannot be read. SpaceError: its weights do not fit the space or the task's classes.
-        ObjectNotFoundError: with `dry_run`, the teacher is still to be trained.
-    """
-    if file is not None:
-        return _own_teacher(job, task, file)
+def find_teacher(job: Job, task: Task) -> Teacher:
+    """The target's teacher of the recipe, trained now where the store has none."""
     run = teachers.run_of(job, task)
     train_runs(job, Plan("teachers", (run,)), f"teacher of {task.name}", keep_weights=True)
     return load_teacher(job.database, run.id)
 
 
-def current_predictor(job: Job, task: Task) -> tuple[str, MetaPredictor]:
+def own_teacher(job: Job, task: Task, file: Path) -> Teacher:
+    """The user's own teacher, measured on the valid part of the task; it is not kept yet.
+
+    Raises:
+        ConfigError: the file cannot be read. SpaceError: its weights do not fit the space or the task's classes.
+    """
+    state = _read_weights(file)
+    unmeasured = Teacher(sha256(pack_tensors(state)), job.space.largest, state, accuracy_pct=0.0)
+    network = unmeasured.network(task.num_classes)
+    ((_, accuracy_pct),) = evaluate([network], ResidentBatches.of(job.pack(task), task))
+    return replace(unmeasured, accuracy_pct=accuracy_pct)
+
+
+def current_predictor(job: Job) -> tuple[str, MetaPredictor]:
     """The store's predictor and its SHA-256, refused unless it was made for this space, resolution, noise and unit.
 
     Raises:
@@ -67,7 +74,7 @@ def current_predictor(job: Job, task: Task) -> tuple[str, MetaPredictor]:
         raise ConfigError(
             f"a search needs a predictor, got a store without one ({job.store.url}); run `meta-train`"
         ) from error
-    return sha, load_predictor(get_blob(job.store, sha), expect=spec_of(job, task.resolution))
+    return sha, load_predictor(get_blob(job.store, sha), expect=spec_of(job, job.config.data.resolution))
 
 
 def scorer_of(job: Job, task: Task, teacher: Teacher, predictor: MetaPredictor) -> PredictorScorer:
@@ -92,16 +99,3 @@ def _read_weights(file: Path) -> dict[str, torch.Tensor]:
             "safetensors.torch.save_file"
         ) from error
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-
-
-def _own_teacher(job: Job, task: Task, file: Path) -> Teacher:
-    state = _read_weights(file)
-    identity = sha256(pack_tensors(state))
-    unmeasured = Teacher(identity, job.space.largest, state, accuracy_pct=0.0)
-    network = unmeasured.network(task.num_classes)
-    data = ResidentBatches.of(job.pack(task), task)
-    ((_, accuracy_pct),) = evaluate([network], data)
-    teacher = Teacher(identity, job.space.largest, state, accuracy_pct)
-    if not job.dry_run:
-        put_own_teacher(job.database, teacher, task.id)
-    return teacher

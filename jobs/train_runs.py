@@ -1,5 +1,6 @@
 """Train what a plan still lacks, on lanes, with progress; what `teachers`, `collect`, `search` and `distil` share."""
 
+from contextlib import closing
 from typing import Any
 
 from cluster.documents import put_document, put_latest
@@ -22,17 +23,20 @@ def train_runs(job: Job, plan: Plan, phase: str, *, keep_weights: bool = False) 
         ClusterError: runs are still pending when the lanes have ended; the message names the reasons.
     """
     before = counts(job, plan)
-    if job.dry_run or not before["pending"]:
+    if job.dry_run:
         return before
-    preflight(job.store.url, job.config.lanes.gpus)
     put_document(job.store, "plan", plan.id, plan.to_document())
     put_latest(job.store, f"plan-{plan.name}", {"plan": plan.id})
+    if not before["pending"]:
+        return before
+    preflight(job.store.url, job.config.lanes.gpus)
     from cluster.lanes import run_plan  # Ray is imported only where something trains
 
     reasons: dict[str, str] = {}
-    with session(), job.console.phase(phase) as bar:
+    lanes = run_plan(job.store.url, plan, job.config.lanes, keep_weights=keep_weights)
+    with session(), job.console.phase(phase) as bar, closing(lanes):
         bar.update(before["ended"], before["planned"], "starting lanes")
-        for stats in run_plan(job.store.url, plan, job.config.lanes, keep_weights=keep_weights):
+        for stats in lanes:
             bar.update(stats.finished, before["planned"], f"{stats.running} running")
             reasons = dict(stats.failed)
     after = counts(job, plan)

@@ -13,7 +13,7 @@ from dass.records import Run
 from tests.dass.kd.tiny import DATA, RUNS, SPACE, TEACHER, TEACHER_RECIPE, Trace, make_data, trace
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="package")
 def _one_thread() -> Iterator[None]:
     """Threads cost more than they bring at this size, and their number is a part of what fixes the bits."""
     before = torch.get_num_threads()
@@ -22,20 +22,20 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def together() -> Trace:
     """The three runs in one cohort that yields at every step and keeps weights."""
     return trace(Cohort(RUNS, DATA, TEACHER, keep_weights=True, yield_every=1))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def own() -> tuple[Run, Trace]:
     """A short training of a teacher."""
     run = teacher_run(DATA.task, SPACE, TEACHER_RECIPE)
     return run, trace(Cohort([run], DATA, None, keep_weights=True, yield_every=1))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def skilled() -> tuple[ResidentBatches, Teacher]:
     """A task that is easy, and a teacher that was trained on it for long."""
     data = make_data(contrast=80)

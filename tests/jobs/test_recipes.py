@@ -1,0 +1,107 @@
+from pathlib import Path
+
+import pytest
+
+from cluster.objects import FolderStore
+from dass.cost import count_macs
+from dass.data.sources import read_source
+from dass.data.splits import assign_parts
+from dass.data.tasks import TaskSet, make_tasks
+from dass.errors import ConfigError
+from dass.search.budget import check_feasible
+from dass.spaces import get_space
+from jobs import collect
+from jobs.config import Config
+from jobs.console import Console
+from jobs.job import Job
+from jobs.recipes import RECIPES, get_recipe
+from tests.dass.data.packs import make_pack
+
+ON_DIGITS = ("quickstart", "smoke")
+ON_TINY_IMAGENET = ("tiny10", "tiny10_32px")
+
+
+def tasks_of(config: Config) -> TaskSet:
+    """The recipe's tasks: of the digits, or of ten classes of noise in the place of Tiny-ImageNet's 200."""
+    data = config.data
+    if data.source != "digits":
+        return make_tasks(make_pack(10, 12, resolution=data.resolution), data)
+    pack = read_source("digits", data.resolution)
+    return make_tasks(assign_parts(pack, data.seed, data.valid_fraction, data.test_fraction), data)
+
+
+def plan_of(config: Config, folder: Path) -> tuple[TaskSet, list[str]]:
+    """The tasks, and for each planned run its task, with a star where it trains a teacher."""
+    tasks = tasks_of(config)
+    job = Job(config, FolderStore(folder), Console())
+    return tasks, [run.task + "*" * (run.teacher is None) for run in collect.plan(job, tasks).runs]
+
+
+def test_every_recipe_is_known_to_these_tests() -> None:
+    assert set(RECIPES) == {*ON_DIGITS, *ON_TINY_IMAGENET}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_plans_a_teacher_and_its_students_for_every_task(name: str, tmp_path: Path) -> None:
+    config = get_recipe(name)
+    tasks, planned = plan_of(config, tmp_path / "store")
+    assert (len(tasks.train), len(tasks.valid)) == (config.data.train_tasks, config.data.valid_tasks)
+    for task in tasks.meta:
+        assert planned.count(task.id) == config.collect.students_per_task
+    if tasks.target is not None:
+        assert planned.count(tasks.target.id) == config.collect.target_students
+    assert sorted(run for run in planned if run.endswith("*")) == sorted(f"{task.id}*" for task in tasks.all)
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_papers_database_has_two_thousand_students_at_64_px(tmp_path: Path) -> None:
+    config = get_recipe("tiny10")
+    tasks, planned = plan_of(config, tmp_path)
+    assert len(planned) == 2000 + 10
+    assert (len(tasks.train), len(tasks.valid), tasks.target) == (8, 2, None)
+    assert {task.resolution for task in tasks.all} == {64}
+    assert (config.space, config.student.epochs, config.student.batch_size, config.teacher.epochs) == (
+        "paper5",
+        50,
+        64,
+        180,
+    )
+
+
+@pytest.mark.parametrize("name", ON_TINY_IMAGENET)
+def test_recipes_for_images_that_you_bring_name_no_source(name: str) -> None:
+    assert get_recipe(name).data.source == ""
+
+
+@pytest.mark.parametrize("name", ON_DIGITS)
+def test_roles_share_no_class(name: str) -> None:
+    tasks = tasks_of(get_recipe(name))
+    assert tasks.target is not None
+    train, valid = ({label for task in group for label in task.classes} for group in (tasks.train, tasks.valid))
+    target = set(tasks.target.classes)
+    assert not train & valid
+    assert not (train | valid) & target
+    assert len({task.id for task in tasks.all}) == len(tasks.all)
+
+
+@pytest.mark.parametrize("name", ON_DIGITS)
+def test_the_budget_leaves_students_out_and_students_in(name: str) -> None:
+    config = get_recipe(name)
+    space, resolution, num_classes = get_space(config.space), config.data.resolution, config.data.target_classes
+    largest_macs = count_macs(space.largest, resolution, num_classes)
+    budget = config.search.budget(largest_macs)
+    check_feasible(budget, space, resolution, num_classes)
+    assert budget.max_macs is not None
+    assert count_macs(space.smallest, resolution, num_classes) < budget.max_macs < largest_macs
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("smokey", "did you mean smoke?"), ("tiny1", "did you mean tiny10?"), ("zzz", "choose one of them")],
+)
+def test_an_unknown_name_lists_the_recipes_and_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        get_recipe(name)
+    assert str(caught.value) == (
+        f"--recipe must be one of {', '.join(RECIPES)} or a file ending in .toml, got {name!r}; {hint}"
+    )
