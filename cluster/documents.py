@@ -14,7 +14,7 @@ from cluster.schema import SCHEMA_VERSION, build, damaged, decode_json, encode_j
 from dass.errors import StoreError
 from dass.records import Task
 
-Kind = Literal["task", "plan", "teacher", "predictor", "search", "distil", "report"]
+Kind = Literal["task", "plan"]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _FOLDER = "documents"

@@ -115,7 +115,7 @@ class Lane:
         """Train runs of one task and teacher, those that stand at one position together."""
         task = get_task(self._store, runs[0].task)
         data = ResidentBatches.of(self._load_pack(task), task, self._device)
-        teacher = None if runs[0].teacher is None else load_teacher(self._database, runs[0].teacher)
+        teacher = None if runs[0].teacher is None else load_teacher(self._database, runs[0].teacher, task.id)
         states = self._load_states(lease, runs)
         positions = {run_id: state_position(state)[1] for run_id, state in states.items()}
         for together in cut_cohorts(runs, positions, len(runs)):

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 
 from cluster.database import RunDatabase
-from cluster.documents import get_document, put_document
+from cluster.documents import get_latest, put_latest
 from cluster.schema import build
 from cluster.weights import get_weights, put_weights
 from dass.errors import ObjectNotFoundError, StoreError
@@ -11,8 +11,8 @@ from dass.kd.teacher import Teacher
 from dass.records import Student
 
 
-def load_teacher(database: RunDatabase, teacher_id: str) -> Teacher:
-    """The teacher that the run `teacher_id` trained, or the user's own with this SHA-256.
+def load_teacher(database: RunDatabase, teacher_id: str, task: str) -> Teacher:
+    """The teacher that the run `teacher_id` trained, or the user's own with this SHA-256 as it was measured on `task`.
 
     Raises:
         ObjectNotFoundError: neither is in the store.
@@ -20,7 +20,7 @@ def load_teacher(database: RunDatabase, teacher_id: str) -> Teacher:
     """
     record = database.get(teacher_id)
     if record is None:
-        return _own_teacher(database, teacher_id)
+        return _own_teacher(database, teacher_id, task)
     accuracy = record.result.best_accuracy_pct
     if record.weights is None or accuracy is None:
         raise StoreError(
@@ -35,13 +35,17 @@ def put_own_teacher(database: RunDatabase, teacher: Teacher, task: str) -> None:
     sha = put_weights(database.store, teacher.state)
     if sha != teacher.id:
         raise StoreError(f"an own teacher's id must be the SHA-256 of its weights {sha}, got {teacher.id}")
-    value = {"student": asdict(teacher.student), "task": task, "accuracy_pct": teacher.accuracy_pct}
-    put_document(database.store, "teacher", teacher.id, value)
+    value = {"student": asdict(teacher.student), "accuracy_pct": teacher.accuracy_pct}
+    put_latest(database.store, _name(teacher.id, task), value)
 
 
-def _own_teacher(database: RunDatabase, teacher_id: str) -> Teacher:
+def _name(teacher_id: str, task: str) -> str:
+    return f"teacher-{teacher_id}-{task}"
+
+
+def _own_teacher(database: RunDatabase, teacher_id: str, task: str) -> Teacher:
     try:
-        known = get_document(database.store, "teacher", teacher_id)
+        known = get_latest(database.store, _name(teacher_id, task))
     except ObjectNotFoundError as error:
         raise ObjectNotFoundError(
             f"the teacher must be in the store, got none with the id {teacher_id}; run `teachers`, or give --teacher"

@@ -118,10 +118,12 @@ class Recipe:
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):  # 6 and 6.0 must be one recipe
             value = getattr(self, f.name)
-            if f.type is float and isinstance(value, int):
-                object.__setattr__(self, f.name, float(value))
+            if f.type is float and isinstance(value, int | float):
+                object.__setattr__(self, f.name, float(value) + 0.0)  # + 0.0 turns -0.0 into 0.0
             if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigError(f"recipe.{f.name} must be a finite number, got {value}")
+                raise ConfigError(f"recipe.{f.name} must be a finite number, got {value}; set a finite one")
+            if f.type is int and type(value) is not int:
+                raise ConfigError(f"recipe.{f.name} must be an integer, got {value!r}; write it without a point")
         self._check("epochs", self.epochs >= 1, ">= 1")
         self._check("batch_size", self.batch_size >= 1, ">= 1")
         self._check("eval_every", self.eval_every >= 1, ">= 1")

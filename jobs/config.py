@@ -81,7 +81,12 @@ class Config:
     distil: DistilConfig = field(default_factory=DistilConfig)
 
     def __post_init__(self) -> None:
-        get_space(self.space)
+        size, num_students = get_space(self.space).size, self.num_students
+        if num_students > size:
+            raise ConfigError(
+                f"the students of all tasks are different: space {self.space} has {size}, got a collection of {num_students}; "
+                "lower collect.students_per_task, or choose a larger space"
+            )
         if self.teacher.loss != "ce" or self.teacher.init != "scratch":
             raise ConfigError(
                 f"a teacher learns from labels alone: teacher.loss must be 'ce' and teacher.init 'scratch', got "
@@ -94,6 +99,12 @@ class Config:
                     f"{name}.crop_padding must be less than data.resolution, got {padding} and {self.data.resolution}; "
                     f"set {name}.crop_padding=none for the default"
                 )
+
+    @property
+    def num_students(self) -> int:
+        """KD runs of the whole collection."""
+        meta = (self.data.train_tasks + self.data.valid_tasks) * self.collect.students_per_task
+        return meta + (self.collect.target_students if self.data.target_classes else 0)
 
 
 def with_values(config: Config, values: Mapping[str, Any], origin: str) -> Config:
@@ -201,6 +212,8 @@ def _checked(value: Any, kind: Any, key: str) -> Any:  # noqa: ANN401 - the type
         return None if value in (None, NONE) else _checked(value, args[0], key)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_checked(item, args[0], key) for item in value)
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        raise ConfigError(f"{key} must fit into 64 bits, got {value}; write a smaller number")
     if kind is float and type(value) is int:
         value = float(value)
     if origin is Literal and value not in args:

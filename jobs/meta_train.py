@@ -82,7 +82,7 @@ def spec_of(job: Job, resolution: int) -> PredictorSpec:
 
 def features_of(job: Job, task: Task, records: Sequence[Record]) -> MetaTask:
     """The maps, encodings and accuracies of a task's records."""
-    teacher = load_teacher(job.database, teachers.run_of(job, task).id)
+    teacher = load_teacher(job.database, teachers.run_of(job, task).id, task.id)
     embedder = Embedder(teacher.state, teacher.student, draw_noise(task.resolution))
     return featurise(task.name, job.space, teacher, records, embedder)
 

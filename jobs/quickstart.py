@@ -16,6 +16,7 @@ def run(job: Job) -> dict[str, Any]:
     """Every step in turn; what is done already is not done again."""
     if job.dry_run:
         return {"data": data.run(job), "collect": collect.run(job), "dry_run": True}
+    search.wanted(job.reader, None)  # images, target and budget are checked before Ray starts
     before = _phases(job)
     with session():
         for step in STEPS:

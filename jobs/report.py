@@ -26,7 +26,7 @@ PHASES = "phases"
 
 def run(job: Job, source: str | None = None) -> dict[str, Any]:
     """Write report.html into the store and print its path and the verdict."""
-    page = page_of(job, target_task(job, source))
+    page = page_of(job.reader, target_task(job.reader, source))
     place = f"{job.store.url}/{PAGE}"
     if not job.dry_run:
         job.store.put(PAGE, render(page).encode())
@@ -119,7 +119,7 @@ def _predictions(
     if not students:
         return {}
     predictor = load_predictor(get_blob(job.store, found["predictor"]))
-    scorer = scorer_of(job, task, load_teacher(job.database, found["teacher"]), predictor)
+    scorer = scorer_of(job, task, load_teacher(job.database, found["teacher"], task.id), predictor)
     return dict(zip(students, scorer.score(students).tolist(), strict=True))
 
 

@@ -45,7 +45,7 @@ def find_teacher(job: Job, task: Task) -> Teacher:
     """The target's teacher of the recipe, trained now where the store has none."""
     run = teachers.run_of(job, task)
     train_runs(job, Plan("teachers", (run,)), f"teacher of {task.name}", keep_weights=True)
-    return load_teacher(job.database, run.id)
+    return load_teacher(job.database, run.id, task.id)
 
 
 def own_teacher(job: Job, task: Task, file: Path) -> Teacher:

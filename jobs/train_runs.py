@@ -25,11 +25,12 @@ def train_runs(job: Job, plan: Plan, phase: str, *, keep_weights: bool = False) 
     before = counts(job, plan)
     if job.dry_run:
         return before
+    if before["pending"]:
+        preflight(job.store.url, job.config.lanes.gpus)
     put_document(job.store, "plan", plan.id, plan.to_document())
     put_latest(job.store, f"plan-{plan.name}", {"plan": plan.id})
     if not before["pending"]:
         return before
-    preflight(job.store.url, job.config.lanes.gpus)
     from cluster.lanes import run_plan  # Ray is imported only where something trains
 
     reasons: dict[str, str] = {}

@@ -41,6 +41,11 @@ class DataConfig:
         for name, least in (("classes_per_task", 2), ("train_tasks", 1), ("valid_tasks", 1), ("target_classes", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"data.{name} must be >= {least}, got {getattr(self, name)}; set data.{name}")
+        if self.split != "classes" and self.target_classes:
+            raise ConfigError(
+                f"only data.split='classes' keeps classes aside as a target, got data.target_classes={self.target_classes} with "
+                f"{self.split!r}; set data.target_classes=0 and give the target with --data"
+            )
         if self.target_classes == 1:
             raise ConfigError("data.target_classes must be 0 or >= 2, got 1; one class cannot be classified")
         if not (

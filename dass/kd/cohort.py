@@ -15,24 +15,21 @@ State is kept per run, never per cohort, and can be taken at every yield:
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the customary name
 
 from dass.data.batches import BatchSource, PartName
 from dass.errors import ConfigError, StoreError
-from dass.kd.loss import distillation_loss
+from dass.kd.member import Member, Position, state_position
 from dass.kd.teacher import Teacher
 from dass.networks import build
 from dass.records import CurvePoint, Recipe, Result, Run, Status
 from dass.remap import remap
 from dass.seeding import generator
-from dass.tensors import pack_tensors, unpack_tensors
 
-STATE_VERSION = 1
+__all__ = ["Cohort", "Ended", "Position", "Progress", "cosine_lr", "evaluate", "state_position"]
 
 
 @dataclass(frozen=True)
@@ -58,158 +55,9 @@ class Progress:
     ended: tuple[Ended, ...] = ()
 
 
-@dataclass(frozen=True)
-class Position:
-    """Where a run stands: whole epochs completed, and batches done inside the next one."""
-
-    epoch: int = 0
-    batch: int = 0
-
-
-def state_position(state: bytes) -> tuple[str, Position]:
-    """The run id and the position of a run's saved state.
-
-    Raises:
-        StoreError: the state was written by a newer version, or is damaged.
-    """
-    with _refusing_damage():
-        return _read_header(unpack_tensors(state)[1])
-
-
-@contextmanager
-def _refusing_damage() -> Iterator[None]:
-    """Turns what a state that does not fit together brings about into a StoreError."""
-    try:
-        yield
-    except torch.OutOfMemoryError:  # a RuntimeError that says nothing about the state
-        raise
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise StoreError(
-            f"expected the complete state of a run, got one that does not fit together ({error}); delete the checkpoint "
-            "so that the run starts again"
-        ) from error
-
-
-def _read_header(header: Mapping[str, Any]) -> tuple[str, Position]:
-    if header.get("version") != STATE_VERSION:
-        raise StoreError(
-            f"a run's state must have version {STATE_VERSION}, got {header.get('version')}; upgrade this package, or "
-            "delete the checkpoint so that the run starts again"
-        )
-    return str(header["run"]), Position(**header["position"])
-
-
 def cosine_lr(lr: float, step: int, num_steps: int) -> float:
     """The learning rate of optimiser step `step` (from 0): cosine from lr to 0, no warm-up, no restarts."""
     return 0.5 * lr * (1 + math.cos(math.pi * step / num_steps))
-
-
-class _Member:
-    """One student of a cohort: its network, its optimiser, and what it has shown so far."""
-
-    def __init__(self, run: Run, network: torch.nn.Module, keep_weights: bool) -> None:
-        self.run = run
-        self.network = network
-        self.keep_weights = keep_weights
-        recipe = run.recipe
-        self.optimizer = torch.optim.SGD(
-            network.parameters(),
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.momentum > 0,
-            fused=True,
-        )
-        self.loss_sum = torch.zeros((), device=next(network.parameters()).device)
-        self.init_accuracy_pct = math.nan
-        self.curve: list[CurvePoint] = []
-        self.best_weights: dict[str, torch.Tensor] = {}
-        self.seconds = 0.0
-
-    def step(self, images: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor | None, lr: float) -> None:
-        """One optimiser step; the loss is added to `loss_sum`, unchecked, so that nothing waits for the device."""
-        self.optimizer.param_groups[0]["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = distillation_loss(self.network(images), logits, labels, self.run.recipe)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        self.loss_sum += loss.detach()
-
-    def record(self, point: CurvePoint) -> None:
-        """Append an evaluation; remember the weights when it is the best so far (the earliest of equals)."""
-        is_best = all(point.valid_accuracy_pct > earlier.valid_accuracy_pct for earlier in self.curve)
-        self.curve.append(point)
-        if self.keep_weights and is_best:
-            self.best_weights = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
-
-    def result(self, status: Status, test_accuracy_pct: float | None = None, epoch: int | None = None) -> Result:
-        accuracies = [point.valid_accuracy_pct for point in self.curve]
-        return Result(
-            status=status,
-            curve=tuple(self.curve),
-            init_accuracy_pct=self.init_accuracy_pct,
-            best_accuracy_pct=max(accuracies, default=None),
-            final_accuracy_pct=accuracies[-1] if accuracies else None,
-            final_loss=self.curve[-1].valid_loss if accuracies else None,
-            test_accuracy_pct=test_accuracy_pct,
-            diverged_epoch=epoch,
-        )
-
-    def _momentum(self) -> dict[str, torch.Tensor]:
-        return {
-            name: self.optimizer.state[parameter]["momentum_buffer"]
-            for name, parameter in self.network.named_parameters()
-            if self.optimizer.state[parameter].get("momentum_buffer") is not None
-        }
-
-    def save(self, position: Position) -> bytes:
-        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
-        tensors |= {f"momentum.{name}": tensor for name, tensor in self._momentum().items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in self.best_weights.items()}
-        tensors["loss_sum"] = self.loss_sum
-        header = {
-            "version": STATE_VERSION,
-            "run": self.run.id,
-            "position": asdict(position),
-            "seconds": self.seconds,
-            "init_accuracy_pct": self.init_accuracy_pct,
-            "curve": [asdict(point) for point in self.curve],
-        }
-        return pack_tensors(tensors, header)
-
-    def load(self, state: bytes) -> Position:
-        tensors, header = unpack_tensors(state)
-        with _refusing_damage():
-            run_id, position = _read_header(header)
-        if run_id != self.run.id:
-            raise StoreError(
-                f"the state must be that of run {self.run.id}, got that of {run_id}; delete the checkpoint"
-            )
-        with _refusing_damage():
-            self._restore(tensors, header)
-        if self.keep_weights and self.curve and not self.best_weights:
-            raise ConfigError(
-                f"keep_weights needs a state that was saved with it, got one of run {run_id} without its best weights; "
-                "set keep_weights=False, or delete the checkpoint so that the run starts again"
-            )
-        return position
-
-    def _restore(self, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> None:
-        device = self.loss_sum.device
-
-        def part(prefix: str) -> dict[str, torch.Tensor]:
-            return {n.removeprefix(prefix): t.to(device) for n, t in tensors.items() if n.startswith(prefix)}
-
-        self.network.load_state_dict(part("network."))
-        parameters = dict(self.network.named_parameters())
-        for name, buffer in part("momentum.").items():
-            momentum = torch.empty_like(parameters[name]).copy_(buffer)
-            self.optimizer.state[parameters[name]]["momentum_buffer"] = momentum
-        self.best_weights = part("best.")
-        self.loss_sum = tensors["loss_sum"].to(device)
-        self.seconds = float(header["seconds"])
-        self.init_accuracy_pct = float(header["init_accuracy_pct"])
-        self.curve = [CurvePoint(**point) for point in header["curve"]]
 
 
 class Cohort:
@@ -247,15 +95,16 @@ class Cohort:
         self._seed = runs[0].seed
         self._data = data
         self._yield_every = yield_every
+        self._keep_weights = keep_weights
         self._memory_format = memory_format
         self._num_classes = data.task.num_classes
         network = None if teacher is None else teacher.network(self._num_classes, data.device)
         self._teacher_network = (
             None if network is None or self._recipe.loss == "ce" else _laid_out(network, memory_format)
         )
-        self._members = [_Member(run, self._initial_network(run, teacher), keep_weights=keep_weights) for run in runs]
+        self._members = [Member(run, self._initial_network(run, teacher), keep_weights=keep_weights) for run in runs]
         self._position = self._resume(states or {})
-        self._clock = time.perf_counter()
+        self._clock = math.nan  # set when training begins
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -321,7 +170,7 @@ class Cohort:
             )
         return positions.pop()
 
-    def _member(self, run_id: str) -> _Member:
+    def _member(self, run_id: str) -> Member:
         for member in self._members:
             if member.run.id == run_id:
                 return member
@@ -351,7 +200,7 @@ class Cohort:
         diverged = [member for member, finite in zip(self._members, is_finite, strict=True) if not finite]
         return tuple(self._drop_as_diverged(member, epoch) for member in diverged)
 
-    def _drop_as_diverged(self, member: _Member, epoch: int) -> Ended:
+    def _drop_as_diverged(self, member: Member, epoch: int) -> Ended:
         self._members.remove(member)
         return Ended(member.run, member.result(Status.DIVERGED, epoch=epoch), None, member.seconds)
 
@@ -366,23 +215,28 @@ class Cohort:
                     ended.append(self._drop_as_diverged(member, epoch))
         for member in self._members:
             member.loss_sum.zero_()
-        if epoch == self._recipe.epochs:
-            ended += [self._finish(member) for member in self._members]
-            self._members = []
-        return tuple(ended)
+        self._charge()
+        return tuple(ended + self._finish() if epoch == self._recipe.epochs else ended)
 
-    def _finish(self, member: _Member) -> Ended:
-        if not member.keep_weights:
-            return Ended(member.run, member.result(Status.FINISHED), None, member.seconds)
-        member.network.load_state_dict(member.best_weights)
-        test_accuracy_pct = None
-        if self._data.num_images("test"):
-            ((_, test_accuracy_pct),) = self._evaluate("test", [member])
-        return Ended(member.run, member.result(Status.FINISHED, test_accuracy_pct), member.best_weights, member.seconds)
+    def _finish(self) -> list[Ended]:
+        """End all members; where weights are kept, those of the best epoch are measured once on test."""
+        finishing = self._members
+        test_pct: list[float | None] = [None] * len(finishing)
+        if self._keep_weights:
+            for member in finishing:
+                member.network.load_state_dict(member.best_weights)
+            if self._data.num_images("test"):
+                test_pct = [accuracy for _, accuracy in self._evaluate("test")]
+        self._charge()
+        self._members = []
+        return [
+            Ended(m.run, m.result(Status.FINISHED, pct), m.best_weights if self._keep_weights else None, m.seconds)
+            for m, pct in zip(finishing, test_pct, strict=True)
+        ]
 
-    def _evaluate(self, part: PartName, members: Sequence[_Member] | None = None) -> list[tuple[float, float]]:
+    def _evaluate(self, part: PartName) -> list[tuple[float, float]]:
         """Mean cross-entropy and top-1 accuracy in percent of each member on the whole part."""
-        networks = [member.network.eval() for member in (self._members if members is None else members)]
+        networks = [member.network.eval() for member in self._members]
         return evaluate(networks, self._data, part, self._memory_format)
 
 

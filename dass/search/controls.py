@@ -20,9 +20,10 @@ def random_student(candidates: Sequence[Candidate], rng: torch.Generator) -> Stu
 def largest_student(
     space: SearchSpace, budget: Budget, candidates: Sequence[Candidate], resolution: int, num_classes: int
 ) -> Student:
-    """A student of as many MACs as the budget admits: the largest candidate, then upwards one move at a time.
+    """A large student in the budget: the largest of at least one candidate, then upwards one move at a time.
 
-    Each move goes to the admitted neighbour with the most MACs, so no neighbour of the result is admitted and larger.
+    Each move goes to the admitted neighbour with the most MACs, so no neighbour of the result is admitted and larger; a
+    student further away may still be.
     """
 
     def macs_of(student: Student) -> int:

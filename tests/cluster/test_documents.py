@@ -29,29 +29,29 @@ def store(tmp_path: Path) -> FolderStore:
 
 
 def test_a_document_comes_back_as_json(store: FolderStore) -> None:
-    assert put_document(store, "search", "s1", {"budget": (1, 2), "best": {"score": 0.5}, "note": None})
-    assert get_document(store, "search", "s1") == {"budget": [1, 2], "best": {"score": 0.5}, "note": None}
-    assert list(store.list()) == ["documents/search/s1.json"]
+    assert put_document(store, "task", "s1", {"budget": (1, 2), "best": {"score": 0.5}, "note": None})
+    assert get_document(store, "task", "s1") == {"budget": [1, 2], "best": {"score": 0.5}, "note": None}
+    assert list(store.list()) == ["documents/task/s1.json"]
 
 
 def test_writing_an_equal_document_again_is_fine(store: FolderStore) -> None:
-    assert put_document(store, "search", "s1", {"a": (1, 2), "b": 3})
-    assert not put_document(store, "search", "s1", {"b": 3, "a": [1, 2]})
+    assert put_document(store, "task", "s1", {"a": (1, 2), "b": 3})
+    assert not put_document(store, "task", "s1", {"b": 3, "a": [1, 2]})
 
 
 def test_another_value_under_an_id_is_refused_and_names_the_fields(store: FolderStore) -> None:
-    put_document(store, "search", "s1", {"a": 1, "b": 2, "c": 3})
-    with pytest.raises(StoreError, match=r"never changes, got another value of b, c, d for documents/search/s1\.json"):
-        put_document(store, "search", "s1", {"a": 1, "b": 5, "d": 4})
-    assert get_document(store, "search", "s1") == {"a": 1, "b": 2, "c": 3}
+    put_document(store, "task", "s1", {"a": 1, "b": 2, "c": 3})
+    with pytest.raises(StoreError, match=r"never changes, got another value of b, c, d for documents/task/s1\.json"):
+        put_document(store, "task", "s1", {"a": 1, "b": 5, "d": 4})
+    assert get_document(store, "task", "s1") == {"a": 1, "b": 2, "c": 3}
 
 
 def test_documents_are_listed_by_kind(store: FolderStore) -> None:
     for name in ("b", "a", "c.1"):
-        put_document(store, "predictor", name, {})
-    put_document(store, "search", "x", {})
-    assert list_documents(store, "predictor") == ["a", "b", "c.1"]
-    assert list_documents(store, "plan") == []
+        put_document(store, "plan", name, {})
+    put_document(store, "task", "x", {})
+    assert list_documents(store, "plan") == ["a", "b", "c.1"]
+    assert list_documents(store, "task") == ["x"]
 
 
 def test_a_pointer_moves_and_is_no_document(store: FolderStore) -> None:
@@ -60,7 +60,7 @@ def test_a_pointer_moves_and_is_no_document(store: FolderStore) -> None:
     put_latest(store, "predictor", {"id": "p1"})
     put_latest(store, "predictor", {"id": "p2"})
     assert get_latest(store, "predictor") == {"id": "p2"}
-    assert list_documents(store, "predictor") == []
+    assert list_documents(store, "plan") == []
 
 
 def test_absent_documents_are_not_found(store: FolderStore) -> None:

@@ -36,7 +36,7 @@ def test_a_run_that_kept_its_weights_is_a_teacher(database: RunDatabase, state: 
     run = replace(make_run(0), teacher=None, student=SPACE.largest)
     record = replace(make_record(run), weights=put_weights(database.store, state))
     database.add(record)
-    teacher = load_teacher(database, run.id)
+    teacher = load_teacher(database, run.id, "task")
     assert (teacher.id, teacher.student) == (run.id, SPACE.largest)
     assert teacher.accuracy_pct == record.result.best_accuracy_pct
     assert all(torch.equal(teacher.state[name], tensor) for name, tensor in state.items())
@@ -47,15 +47,18 @@ def test_an_own_teacher_is_known_by_the_hash_of_its_weights(
 ) -> None:
     own = Teacher(sha256(pack_tensors(state)), SPACE.largest, state, 61.5)
     put_own_teacher(database, own, "task")
-    loaded = load_teacher(database, own.id)
+    loaded = load_teacher(database, own.id, "task")
     assert (loaded.id, loaded.student, loaded.accuracy_pct) == (own.id, SPACE.largest, 61.5)
+    put_own_teacher(database, replace(own, accuracy_pct=40.0), "other")  # the same weights are worth less elsewhere
+    assert load_teacher(database, own.id, "task").accuracy_pct == 61.5
+    assert load_teacher(database, own.id, "other").accuracy_pct == 40.0
     with pytest.raises(StoreError, match="SHA-256"):
         put_own_teacher(database, replace(own, id="0" * 64), "task")
 
 
 def test_a_teacher_that_is_nowhere_is_told_with_the_remedy(database: RunDatabase) -> None:
     with pytest.raises(ObjectNotFoundError, match="run `teachers`"):
-        load_teacher(database, "0" * 32)
+        load_teacher(database, "0" * 32, "task")
 
 
 def test_a_diverged_teacher_cannot_teach(database: RunDatabase) -> None:
@@ -64,4 +67,4 @@ def test_a_diverged_teacher_cannot_teach(database: RunDatabase) -> None:
     diverged = replace(record.result, status=Status.DIVERGED, best_accuracy_pct=None)
     database.add(replace(record, result=diverged, weights=None))
     with pytest.raises(StoreError, match="diverged"):
-        load_teacher(database, run.id)
+        load_teacher(database, run.id, "task")

@@ -29,7 +29,7 @@ ROOMS = {
     "ray": {"cluster"},
     "typer": {"jobs"},
     "rich": {"jobs/console.py"},
-    "dacite": {"cluster/schema.py", "jobs/config.py"},
+    "dacite": {"cluster/schema.py"},
 }
 
 

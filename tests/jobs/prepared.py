@@ -62,7 +62,7 @@ def train(job: Job, plan: Plan, *, keep_weights: bool = False) -> None:
         groups[run.task, run.teacher].append(run)
     for (task_id, teacher_id), runs in groups.items():
         data = ResidentBatches.of(job.pack(tasks[task_id]), tasks[task_id])
-        teacher = None if teacher_id is None else load_teacher(job.database, teacher_id)
+        teacher = None if teacher_id is None else load_teacher(job.database, teacher_id, task_id)
         for progress in Cohort(runs, data, teacher, keep_weights=keep_weights or teacher is None).train():
             for ended in progress.ended:
                 job.database.add(record_of(job, tasks[task_id], ended))

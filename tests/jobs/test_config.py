@@ -140,6 +140,8 @@ def test_none_unsets_what_may_be_unset_and_nothing_else() -> None:
         ("distil.seeds=1", "distil.seeds must be of type [int, ...], got 1"),
         ("distil.seeds=[1, 2.5]", "distil.seeds must be of type int, got 2.5"),
         ("distil.seeds=[1, true]", "distil.seeds must be of type int, got True"),
+        ("collect.seed=9223372036854775808", "collect.seed must fit into 64 bits, got 9223372036854775808"),
+        (f"student.lr={'9' * 400}", "student.lr must fit into 64 bits"),
         ("space=3", "space must be of type str, got 3"),
         ("student.loss=kdd", "student.loss must be one of kd, kd_paper, ce, got 'kdd'; did you mean kd?"),
         ("student.loss=7", "student.loss must be one of kd, kd_paper, ce, got 7; choose one of them"),
@@ -179,6 +181,7 @@ def test_an_unknown_key_names_its_neighbours(setting: str, hint: str) -> None:
         ("collect.students_per_task=1", "collect.students_per_task must be >= 2, got 1"),
         ("distil.seeds=[]", "distil.seeds must be distinct and at least one, got ()"),
         ("distil.seeds=[1, 1]", "distil.seeds must be distinct and at least one, got (1, 1)"),
+        ("space=smoke", "space smoke has 256, got a collection of 2000; lower collect.students_per_task"),
         ("lanes.num=0", "lanes.num must be >= 1, got 0"),
         ("meta.episodes=0", "meta.episodes must be >= 1, got 0"),
         ("search.max_macs_ratio=2", "search.max_macs_ratio must be in (0, 1], got 2.0"),
@@ -238,7 +241,10 @@ def test_the_origin_of_nested_values_stands_first() -> None:
 
 
 @given(
-    st.floats(1e-6, 1e3), st.integers(-(2**62), 2**62), st.booleans(), st.lists(st.integers(), min_size=1, unique=True)
+    st.floats(1e-6, 1e3),
+    st.integers(-(2**62), 2**62),
+    st.booleans(),
+    st.lists(st.integers(0, 2**63 - 1), min_size=1, unique=True),
 )
 def test_any_legal_value_survives_being_shown_and_read(lr: float, seed: int, controls: bool, seeds: list[int]) -> None:
     config = with_values(

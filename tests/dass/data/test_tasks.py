@@ -103,19 +103,23 @@ class TestTinySplits:
     @pytest.mark.parametrize(("split", "cut"), [("tiny10", tiny10), ("tiny10_disjoint", tiny10_disjoint)])
     def test_the_last_two_of_ten_choose_and_the_others_teach(self, split: str, cut: Any) -> None:
         pack = many_images()
-        tasks = make_tasks(pack, with_(split=split, train_tasks=8, valid_tasks=2, seed=5))
+        tasks = make_tasks(pack, with_(split=split, target_classes=0, train_tasks=8, valid_tasks=2, seed=5))
         assert list(tasks.all) == cut(pack, seed=5)
         assert (len(tasks.train), len(tasks.valid), tasks.target) == (8, 2, None)
         assert not classes(*tasks.train) & classes(*tasks.valid)
 
+    def test_a_target_must_be_brought(self) -> None:
+        with pytest.raises(ConfigError, match="give the target with --data"):
+            with_(split="tiny10")
+
     def test_fewer_tasks_are_the_first_of_each_role(self) -> None:
-        tasks = make_tasks(many_images(), with_(split="tiny10", train_tasks=3, valid_tasks=1))
+        tasks = make_tasks(many_images(), with_(split="tiny10", target_classes=0, train_tasks=3, valid_tasks=1))
         assert [task.name for task in tasks.all] == ["tiny10-0", "tiny10-1", "tiny10-2", "tiny10-8"]
 
     @pytest.mark.parametrize("changes", [{"train_tasks": 9}, {"train_tasks": 8, "valid_tasks": 3}])
     def test_more_tasks_than_splits_are_refused(self, changes: dict[str, int]) -> None:
         with pytest.raises(DataError, match="tiny10 has 8 meta-training and 2 meta-validation tasks, got"):
-            make_tasks(many_images(), with_(split="tiny10", **changes))
+            make_tasks(many_images(), with_(split="tiny10", target_classes=0, **changes))
 
 
 def many_images() -> Pack:

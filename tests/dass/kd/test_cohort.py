@@ -226,6 +226,15 @@ class TestWeights:
         ((_, valid_pct),), ((_, test_pct),) = evaluate([network], DATA, "valid"), evaluate([network], DATA, "test")
         assert (valid_pct, test_pct) == (result.best_accuracy_pct, result.test_accuracy_pct)
 
+    def test_test_is_measured_with_the_best_weights_and_not_with_the_last(self) -> None:
+        data = make_data(num_test=90)
+        for seed in range(3):
+            run = teacher_run(data.task, SPACE, replace(TEACHER_RECIPE, epochs=4, lr=0.05), seed)
+            ended = trace(Cohort([run], data, None, keep_weights=True)).ended[run.id]
+            assert ended.weights is not None
+            network = Teacher(run.id, run.student, ended.weights, 0.0).network(NUM_CLASSES)
+            assert evaluate([network], data, "test")[0][1] == ended.result.test_accuracy_pct
+
     def test_a_teachers_run_resumes_like_any_other(self, own: tuple[Run, Trace]) -> None:
         run, seen = own
         for position, state in seen.states[run.id].items():

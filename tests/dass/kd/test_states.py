@@ -176,6 +176,13 @@ class TestErrors:
         with pytest.raises(StoreError, match="version 1, got 2; upgrade"):
             state_position(changed(together.states[RUNS[0].id][Position(1, 1)], version=2))
 
+    def test_best_weights_do_not_outlive_a_training_that_keeps_none(self, together: Trace) -> None:
+        run = RUNS[0]
+        careless = Cohort([run], DATA, TEACHER, states=states_at(together, Position(1, 0), run), yield_every=1)
+        state = trace(careless).states[run.id][Position(2, 1)]
+        with pytest.raises(ConfigError, match="without its best weights"):
+            Cohort([run], DATA, TEACHER, states={run.id: state}, keep_weights=True)
+
     def test_a_state_without_the_best_weights_cannot_keep_weights(self) -> None:
         seen = trace(Cohort(RUNS[:1], DATA, TEACHER, yield_every=1))
         for position, state in seen.states[RUNS[0].id].items():

@@ -24,7 +24,7 @@ TEACHER_RECIPE = Recipe(
 NUM_TRAIN, STEPS = 27, 3  # 3 batches of 8; the epoch's last 3 images are left out
 
 
-def make_data(num_valid: int = 21, num_test: int = 9, contrast: float = 20.0) -> ResidentBatches:
+def make_data(num_valid: int = 21, num_test: int = 9, contrast: float = 60.0) -> ResidentBatches:
     """Three classes, each of one colour that differs from grey by `contrast`, in noise of deviation 60."""
     rng = torch.Generator().manual_seed(0)
     num = NUM_TRAIN + num_valid + num_test

@@ -1,0 +1,367 @@
+"""What cannot be used is refused with one line that says why and what to do, and leaves the store as it was."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.documents import get_latest
+from cluster.objects import FolderStore
+from dass.cost import count_macs
+from dass.networks import build
+from dass.seeding import generator
+from dass.spaces import get_space
+from tests.jobs.command import call, tree
+from tests.jobs.images import save_weights, write_images
+from tests.jobs.prepared import prepare
+
+SMOKE = ("--recipe", "smoke")
+WORKING = ("data", "teachers", "collect", "meta-train", "search", "distil", "report", "quickstart")
+LARGEST = get_space("smoke").largest
+NUM_CLASSES = 3  # of the smoke recipe's target
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store in which the smoke recipe is done; not to be written to."""
+    return prepare(tmp_path_factory.mktemp("smoke") / "store")
+
+
+@pytest.fixture
+def new(tmp_path: Path) -> Path:
+    """A store that does not exist yet."""
+    return tmp_path / "new" / "store"
+
+
+def refusal(store: Path, *args: str | Path, code: int = 2) -> str:
+    """The one error line of a command that must fail with `code` and change nothing."""
+    before, existed = tree(store), store.exists()
+    answer = call(*args, "--store", store)
+    assert (answer.code, answer.out) == (code, ""), answer
+    assert (tree(store), store.exists()) == (before, existed)
+    return answer.error.removeprefix("error: ")
+
+
+# Options, recipes, keys
+
+
+def test_an_unknown_option_is_refused(new: Path) -> None:
+    assert refusal(new, "collect", "--recipes", "smoke").startswith(
+        "No such option: --recipes (Possible options: --recipe"
+    )
+
+
+def test_an_unknown_recipe_names_those_that_there_are(new: Path) -> None:
+    assert refusal(new, "collect", "--recipe", "smoky") == (
+        "--recipe must be one of quickstart, smoke, tiny10, tiny10_32px or a file ending in .toml, got 'smoky'; "
+        "did you mean smoke?"
+    )
+
+
+def test_an_unknown_key_names_its_neighbours(new: Path) -> None:
+    assert refusal(new, "collect", *SMOKE, "--set", "student.epoch=3") == (
+        "--set: unknown key 'student.epoch'; did you mean student.epochs?"
+    )
+
+
+def test_a_recipe_file_must_be_there_and_be_toml(new: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    assert refusal(new, "collect", "--recipe", file) == (
+        f"--recipe must name a recipe or a readable TOML file, got {file} (No such file or directory); correct the path"
+    )
+    file.write_text("[student\nlr = 1\n")
+    message = refusal(new, "collect", "--recipe", file)
+    assert message.startswith(f"{file} must be TOML, got: ")
+    assert message.endswith("(at line 1, column 9); correct that line")
+    file.write_text("[student]\nlr = 'fast'\n")
+    assert refusal(new, "collect", "--recipe", file) == (
+        f"{file}: student.lr must be of type float, got 'fast'; `dass keys` shows every key with its type"
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data.resolution=20", "data.resolution must be a positive multiple of 8, got 20"),
+        ("data.train_tasks=0", "data.train_tasks must be >= 1, got 0; set data.train_tasks"),
+        ("data.classes_per_task=1", "data.classes_per_task must be >= 2, got 1"),
+        ("data.target_classes=1", "data.target_classes must be 0 or >= 2, got 1; one class cannot be classified"),
+        ("data.valid_fraction=0.8", "must be positive and sum to less than 1, got 0.8 and 0.3"),
+        (
+            "data.split=tiny100",
+            "data.split must be one of classes, tiny10, tiny10_disjoint, got 'tiny100'; did you mean",
+        ),
+    ],
+)
+def test_a_value_out_of_range_is_refused_before_any_image_is_read(setting: str, message: str, new: Path) -> None:
+    answer = call("data", *SMOKE, "--set", setting, "--store", new)
+    assert answer.code == 2
+    assert message in answer.error
+    assert len(answer.err.splitlines()) == 1
+
+
+# Stores
+
+
+@pytest.mark.parametrize("verb", WORKING)
+def test_a_store_that_cannot_be_written_is_refused_at_once(verb: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    for store in (tmp_path / "file" / "store", tmp_path / "file"):
+        answer = call(verb, *SMOKE, "--store", store)
+        assert (answer.code, answer.out) == (1, "")
+        assert answer.err == (
+            f"error: the store must be readable and writable, cannot write {store}: a part of the path is a file; "
+            "remove it, or use another store\n"
+        )
+    assert (tmp_path / "file").read_text() == "text"
+
+
+@pytest.mark.parametrize("verb", [*WORKING, "status"])
+def test_a_store_of_a_newer_version_is_refused_at_once(verb: str, tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_text(json.dumps({"schema": 99}))
+    recipe = () if verb == "status" else SMOKE
+    assert refusal(tmp_path, verb, *recipe, code=1) == (
+        "schema.json must have a version of at most 1 to be read here, got 99; upgrade the package dass"
+    )
+    (tmp_path / "schema.json").write_text(json.dumps({"schema": 1, "id_version": 7}))
+    assert "id_version in schema.json must have a version of at most 1" in refusal(tmp_path, verb, *recipe, code=1)
+
+
+def test_a_damaged_record_is_named_with_the_remedy(done: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(done, tmp_path / "store")
+    record = next((store / "records" / "loose").rglob("*.json"))
+    record.write_bytes(record.read_bytes()[:100])
+    message = refusal(store, "status", code=1)
+    assert message.startswith(f"{record.relative_to(store)} must hold what this package writes there, got 100 bytes")
+    assert message.endswith("delete the object and run the job that wrote it again")
+
+
+@pytest.mark.parametrize(
+    ("store", "message"),
+    [
+        ("s3://bucket/prefix", "a store must be a folder in this version, got 's3://bucket/prefix'; give a path on a"),
+        ("gs://bucket", "a store must be a folder or s3://bucket/prefix, got 'gs://bucket'; give a path such as"),
+        ("", "a store must be a folder or s3://bucket/prefix, got ''; give a path such as"),
+    ],
+)
+def test_a_store_elsewhere_is_refused(store: str, message: str) -> None:
+    answer = call("data", *SMOKE, "--store", store)
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.error.startswith(f"error: {message}")
+
+
+# Images
+
+
+def test_an_unknown_source_names_the_forms_and_the_nearest(new: Path, done: Path, tmp_path: Path) -> None:
+    forms = "a source must be digits, imagefolder:PATH or parquet:PATH, got"
+    for verb in ("data", "teachers", "collect", "meta-train", "quickstart"):
+        assert refusal(new, verb, "--dry-run", *SMOKE, "--data", "digit") == f"{forms} 'digit'; did you mean digits?"
+    for verb in ("search", "distil", "report"):
+        assert refusal(done, verb, *SMOKE, "--data", str(tmp_path)) == (
+            f"{forms} '{tmp_path}'; did you mean imagefolder:{tmp_path}?"
+        )
+    assert refusal(new, "data", "--recipe", "tiny10") == f"{forms} ''; set data.source to one of them"
+
+
+def _nothing(root: Path) -> None:
+    root.mkdir()
+
+
+def _one_class(root: Path) -> None:
+    write_images(root, {"cat": 6})
+
+
+def _one_image(root: Path) -> None:
+    write_images(root, {"cat": 6, "dog": 1})
+
+
+def _two_images(root: Path) -> None:
+    write_images(root, {"cat": 6, "dog": 2})
+
+
+def _corrupt_and_truncated(root: Path) -> None:
+    write_images(root, {"cat": 6, "dog": 6})
+    (root / "cat" / "1.png").write_text("no image")
+    whole = (root / "dog" / "2.png").read_bytes()
+    (root / "dog" / "2.png").write_bytes(whole[: len(whole) // 2])
+    (root / "dog" / "3.png").write_bytes(b"")
+
+
+IMAGES: list[tuple[Callable[[Path], None], list[str]]] = [
+    (_nothing, ["a source must hold images, got none in pets; put them into PATH/class/*.png"]),
+    (_one_class, ["a source must have at least 2 classes, got 1 (cat); add another class"]),
+    (_one_image, ["every class needs at least 2 images", "got 1 for dog; add images or remove the class"]),
+    (_two_images, ["at least one image to each of train, valid, test, got 2 for dog; add images or remove the class"]),
+    (
+        _corrupt_and_truncated,
+        [
+            "every image must decode, got 3 of 12 that do not: ",
+            "pets/cat/1.png (not an image that Pillow can read)",
+            "pets/dog/2.png (",
+            "pets/dog/3.png (",
+            "; replace or remove them",
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "parts"), IMAGES, ids=[make.__name__ for make, _ in IMAGES])
+def test_images_that_cannot_be_used_are_named(
+    make: Callable[[Path], None], parts: list[str], new: Path, done: Path, tmp_path: Path
+) -> None:
+    make(tmp_path / "pets")
+    source = ("--data", f"imagefolder:{tmp_path / 'pets'}")
+    message = refusal(new, "data", *SMOKE, *source)
+    assert [part for part in parts if part not in message] == []
+    assert refusal(done, "search", *SMOKE, *source) == message
+
+
+def test_a_path_without_images_is_named(new: Path, tmp_path: Path) -> None:
+    absent = tmp_path / "absent"
+    assert refusal(new, "data", *SMOKE, "--data", f"imagefolder:{absent}") == (
+        f"imagefolder:PATH must name a folder, got {absent}; correct the path"
+    )
+    assert refusal(new, "data", *SMOKE, "--data", f"parquet:{absent}") == (
+        f"parquet:PATH must name a file, got {absent}; correct the path"
+    )
+    (tmp_path / "text.parquet").write_text("text")
+    assert "must be a complete Parquet file, got: " in refusal(
+        new, "data", *SMOKE, "--data", f"parquet:{tmp_path / 'text.parquet'}"
+    )
+
+
+@pytest.mark.parametrize("verb", [("data",), ("teachers",), ("collect",), ("quickstart", "--dry-run")], ids=" ".join)
+def test_too_few_classes_for_the_tasks_are_refused_with_their_number(verb: tuple[str, ...], new: Path) -> None:
+    assert refusal(new, *verb, *SMOKE, "--set", "data.classes_per_task=5") == (
+        "2 + 1 tasks of 5 classes and a target of 3, all of disjoint classes, need 14 classes, got 10; "
+        "lower data.classes_per_task, data.train_tasks or data.target_classes"
+    )
+
+
+# Teachers
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_a_teacher_of_another_space_or_class_count_is_refused(dry: tuple[str, ...], done: Path, tmp_path: Path) -> None:
+    other_space = save_weights(tmp_path / "wide.safetensors", get_space("paper5_w8").largest, NUM_CLASSES)
+    message = refusal(done, "search", *SMOKE, "--teacher", other_space, *dry)
+    assert message.startswith(f"a teacher of {LARGEST.key} for 3 classes has ")
+    assert message.endswith(
+        "; give weights of this space and of the task's classes, or train the teacher with `teachers`"
+    )
+    other_classes = save_weights(tmp_path / "classes.safetensors", LARGEST, 5)
+    message = refusal(done, "search", *SMOKE, "--teacher", other_classes, *dry)
+    assert "for 3 classes has head.bias of shape (3,), got (5,)" in message
+
+
+def test_a_refused_teacher_leaves_nothing_of_the_users_images_behind(done: Path, tmp_path: Path) -> None:
+    source = write_images(tmp_path / "pets", {"cat": 6, "dog": 6})
+    teacher = save_weights(tmp_path / "teacher.safetensors", LARGEST, 5)
+    assert "for 2 classes has head.bias" in refusal(done, "search", *SMOKE, "--data", source, "--teacher", teacher)
+
+
+def test_a_teacher_must_be_a_safetensors_file(done: Path, tmp_path: Path) -> None:
+    remedy = "; write the teacher's state dict with safetensors.torch.save_file"
+    whole = save_weights(tmp_path / "whole.safetensors", LARGEST, NUM_CLASSES).read_bytes()
+    (tmp_path / "half.safetensors").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.safetensors").write_text("text")
+    torch.save(build(LARGEST, NUM_CLASSES, generator("w", 0)).state_dict(), tmp_path / "pickled.pt")
+    for name in ("half.safetensors", "text.safetensors", "pickled.pt"):
+        message = refusal(done, "search", *SMOKE, "--teacher", tmp_path / name)
+        assert message.startswith(f"--teacher must be a safetensors file, got {tmp_path / name} (")
+        assert message.endswith(remedy)
+    for name, reason in (("absent", "No such file or directory"), (".", "Is a directory")):
+        assert refusal(done, "search", *SMOKE, "--teacher", tmp_path / name) == (
+            f"--teacher must be a readable safetensors file, got {tmp_path / name} ({reason}); correct the path"
+        )
+
+
+# Budgets
+
+
+@pytest.mark.parametrize(
+    ("settings", "received"),
+    [
+        (
+            ["search.max_macs_ratio=0.001"],
+            f"max_macs={count_macs(LARGEST, 16, NUM_CLASSES) // 1000} and max_params=None",
+        ),
+        (["search.max_macs_ratio=none", "search.max_macs=10"], "max_macs=10 and max_params=None"),
+        (["search.max_params=100"], "max_params=100"),
+    ],
+)
+def test_a_budget_below_the_smallest_student_names_its_cost(settings: list[str], received: str, done: Path) -> None:
+    args = [part for setting in settings for part in ("--set", setting)]
+    message = refusal(done, "search", *SMOKE, *args)
+    smallest = get_space("smoke").smallest.key
+    assert message.startswith(f"the budget must admit the smallest student of space smoke, {smallest}, with ")
+    assert received in message
+    assert message.endswith("; raise the limit, or choose a space with smaller students")
+
+
+def test_a_budget_of_nothing_is_refused(done: Path) -> None:
+    assert "max_params must be >= 1, got 0" in refusal(done, "search", *SMOKE, "--set", "search.max_params=0")
+
+
+# Verbs out of turn, and predictors for something else
+
+
+def test_meta_training_without_records_is_refused(new: Path) -> None:
+    assert (
+        refusal(new, "meta-train", *SMOKE) == "meta-training needs records, got none of 9 planned; run `collect` first"
+    )
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_searching_without_a_predictor_is_refused(dry: tuple[str, ...], new: Path) -> None:
+    assert refusal(new, "search", *SMOKE, *dry) == (
+        f"a search needs a predictor, got a store without one ({new}); run `meta-train`"
+    )
+
+
+def test_distilling_without_a_search_is_refused(new: Path, done: Path, tmp_path: Path) -> None:
+    rest = "must have been searched before, got no ranking; run `search`"
+    assert refusal(new, "distil", *SMOKE) == f"task target {rest}"
+    source = write_images(tmp_path / "pets", {"cat": 6, "dog": 6})
+    assert refusal(done, "distil", *SMOKE, "--data", source) == f"task pets {rest}"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("space=paper5_w8", "its space is 'smoke', got 'paper5_w8'"),
+        ("data.resolution=24", "its resolution is 16, got 24"),
+        ("meta.unit=task_free", "its unit is 'percent', got 'task_free'"),
+    ],
+)
+def test_a_predictor_for_something_else_is_refused(setting: str, message: str, done: Path) -> None:
+    assert refusal(done, "search", *SMOKE, "--set", setting) == (
+        f"a predictor ranks only what it was made for: {message}; "
+        "use a predictor meta-trained for that, or change the search"
+    )
+
+
+def test_a_damaged_predictor_is_refused(done: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(done, tmp_path / "store")
+    sha = get_latest(FolderStore(store), "predictor")["predictor"]
+    (store / "blobs" / sha).write_bytes(b"other")
+    message = refusal(store, "search", *SMOKE, code=1)
+    assert message.startswith(f"blobs/{sha} must hold the bytes it is named after")
+
+
+def test_without_classes_kept_aside_a_target_must_be_given(done: Path) -> None:
+    for verb in ("search", "distil", "report"):
+        assert refusal(done, verb, *SMOKE, "--set", "data.target_classes=0") == (
+            "recipe smoke keeps no classes aside as a target; give your own images with --data, or set data.target_classes"
+        )
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_trained(done: Path, tmp_path: Path) -> None:
+    for output in (tmp_path / "absent" / "student.safetensors", tmp_path):
+        assert refusal(done, "distil", *SMOKE, "--output", output) == (
+            f"--output must be a file in a folder that exists, got {output}; correct the path"
+        )
