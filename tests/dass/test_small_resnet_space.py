@@ -187,8 +187,14 @@ class TestEncoding:
             PRESETS["paper5"].decode(vector)
 
     def test_a_student_deeper_than_the_space_is_not_decoded(self) -> None:
+        deep = Student(((28, 32, 32, 32, 32), (64,), (128,), (256,)))
         with pytest.raises(SpaceError, match="got 5 blocks"):
-            PRESETS["paper"].decode(PRESETS["paper5"].encode(PRESETS["paper5"].largest))
+            PRESETS["paper"].decode(PRESETS["paper5"].encode(deep))
+
+    def test_the_teacher_has_a_vector_where_it_is_no_student(self) -> None:
+        vector = PRESETS["paper"].encode(PRESETS["paper"].largest)
+        assert torch.equal(vector, PRESETS["paper5"].encode(PRESETS["paper5"].largest))
+        assert PRESETS["paper"].decode(vector) == PRESETS["paper"].largest
 
     @pytest.mark.parametrize("entry", [float("nan"), 0.5, -1.0, 2.0])
     def test_entries_other_than_zero_and_one_are_refused(self, entry: float) -> None:
