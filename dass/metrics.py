@@ -58,7 +58,7 @@ def _paired(left: ArrayLike, right: ArrayLike) -> tuple[Values, Values]:
 
 
 def _is_rankable(left: Values, right: Values) -> bool:
-    return all(side.size >= 2 and not np.isnan(side).any() and np.ptp(side) != 0 for side in (left, right))
+    return all(side.size >= 2 and not np.isnan(side).any() and (side != side[0]).any() for side in (left, right))
 
 
 def _top(values: Values, k: int) -> NDArray[np.intp]:

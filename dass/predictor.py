@@ -91,17 +91,6 @@ class PredictorSpec:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Expected:
-    """What a caller works with, and a predictor must have been made for; None accepts anything."""
-
-    space: str | None = None
-    resolution: int | None = None
-    noise_sha: str | None = None
-    unit: Unit | None = None
-    remap_mode: Init | None = None
-
-
 class Inputs(NamedTuple):
     """What the network sees of n students of one teacher: maps (n, C, h, w), arch (n, D), teacher_map (C, h, w)."""
 
@@ -246,9 +235,7 @@ def save_predictor(model: Predictor, rates: Params, *, is_selected: bool = True)
     return pack_tensors(tensors, {"predictor": header})
 
 
-def load_predictor(
-    data: bytes, *, expect: Expected | PredictorSpec | None = None, legacy_alpha: bool = False
-) -> MetaPredictor:
+def load_predictor(data: bytes, *, expect: PredictorSpec | None = None, legacy_alpha: bool = False) -> MetaPredictor:
     """The predictor of a file that `save_predictor` made.
 
     expect: its space, resolution, noise_sha, unit and remap_mode must be the file's.
@@ -268,7 +255,8 @@ def load_predictor(
         )
     try:
         spec = PredictorSpec(**file["spec"])
-        _match(spec, expect)
+        if expect is not None:
+            _match(spec, expect)
         model = Predictor(spec, seed=0)
         model.load_state_dict({name: tensors[f"phi.{name}"] for name, _ in model.named_parameters()})
         rates = {name: tensors[f"rate.{name}"] for name, _ in model.named_parameters()}
@@ -281,10 +269,10 @@ def load_predictor(
     return MetaPredictor(model, rates, is_selected=bool(file.get("is_selected", True)))
 
 
-def _match(spec: PredictorSpec, expect: Expected | PredictorSpec | None) -> None:
+def _match(spec: PredictorSpec, expect: PredictorSpec) -> None:
     for name in _MATCHED:
-        wanted, made_for = getattr(expect, name, None), getattr(spec, name)
-        if wanted is not None and wanted != made_for:
+        wanted, made_for = getattr(expect, name), getattr(spec, name)
+        if wanted != made_for:
             raise PredictorMismatchError(
                 f"a predictor ranks only what it was made for: its {name} is {made_for!r}, got {wanted!r}; "
                 "use a predictor meta-trained for that, or change the search"

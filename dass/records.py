@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dass.errors import ConfigError, SpaceError
 
@@ -118,12 +118,11 @@ class Recipe:
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):  # 6 and 6.0 must be one recipe
             value = getattr(self, f.name)
-            if f.type is float and isinstance(value, int | float):
+            if f.type is float and type(value) in (int, float):
                 object.__setattr__(self, f.name, float(value) + 0.0)  # + 0.0 turns -0.0 into 0.0
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"recipe.{f.name} must be a finite number, got {value}; set a finite one")
-            if f.type is int and type(value) is not int:
-                raise ConfigError(f"recipe.{f.name} must be an integer, got {value!r}; write it without a point")
+            _check_kind(f.name, f.type, getattr(self, f.name))
         self._check("epochs", self.epochs >= 1, ">= 1")
         self._check("batch_size", self.batch_size >= 1, ">= 1")
         self._check("eval_every", self.eval_every >= 1, ">= 1")
@@ -143,6 +142,14 @@ class Recipe:
     def id(self) -> str:
         """Hash of the recipe; part of the seed of the data order."""
         return content_id(self)
+
+
+def _check_kind(name: str, kind: Any, value: Any) -> None:  # noqa: ANN401 - any annotation and any value
+    """Raise ConfigError unless `value` is of exactly this kind: 4.0 for 4, or 0 for False, would be a second id."""
+    choices = get_args(kind) or (kind,)  # a Literal's texts, a union's types, or the type itself
+    if value not in choices and type(value) not in choices:
+        legal = " or ".join(getattr(choice, "__name__", repr(choice)) for choice in choices)
+        raise ConfigError(f"recipe.{name} must be {legal}, got {value!r}; write one of these")
 
 
 @dataclass(frozen=True)

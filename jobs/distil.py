@@ -94,7 +94,7 @@ def export(job: Job, task: Task, records: list[Record], output: Path) -> None:
     best = max(records, key=lambda record: record.result.best_accuracy_pct or 0.0)
     if best.weights is None:
         raise ConfigError("the recommended student has no kept weights; choose other seeds with distil.seeds")
-    data = student_bytes(best.run.student, task.classes, get_weights(job.store, best.weights))
+    data = student_bytes(best.run.student, task.resolution, task.classes, get_weights(job.store, best.weights))
     try:
         output.write_bytes(data)
     except OSError as error:

@@ -180,9 +180,12 @@ def _names_of(labels: Sequence[int], names: Sequence[Any]) -> dict[int, str]:
 
 
 def _check_rows(rule: str, values: Sequence[Any], is_legal: Callable[[Any], bool]) -> None:
-    bad = [f"{value!r} in row {row}" for row, value in enumerate(values) if not is_legal(value)]
+    """Raise DataError, with each illegal value once and the first row that has it, unless all are legal."""
+    bad = [(value, row) for row, value in enumerate(values) if not is_legal(value)]
     if bad:
-        raise DataError(f"{rule}, got {some(bad)} ({len(bad)} of {len(values)} rows); correct or drop those rows")
+        first_rows = dict(reversed(bad))
+        named = [f"{value!r} in row {row}" for value, row in sorted(first_rows.items(), key=lambda item: item[1])]
+        raise DataError(f"{rule}, got {some(named)} ({len(bad)} of {len(values)} rows); correct or drop those rows")
 
 
 def _unknown_spec(spec: str) -> str:

@@ -42,7 +42,7 @@ def assign_parts(pack: Pack, seed: int = 0, valid_fraction: float = 0.2, test_fr
         ConfigError: a fraction is not in (0, 1), or their sum is not below 1.
         DataError: a class has too few images, or is absent from a part that the pack has.
     """
-    _check_fractions(valid_fraction, test_fraction)
+    check_fractions(valid_fraction, test_fraction)
     wanted = {Part.TEST: test_fraction, Part.VALID: valid_fraction}
     missing = {part: fraction for part, fraction in wanted.items() if not bool((pack.parts == part).any())}
     parts = torch.where(pack.parts == Part.UNASSIGNED, int(Part.TRAIN), pack.parts)
@@ -193,7 +193,8 @@ def _cut_sizes(num: int, fractions: Sequence[float]) -> list[int]:
     return [*sizes, num - sum(sizes)]
 
 
-def _check_fractions(valid_fraction: float, test_fraction: float) -> None:
+def check_fractions(valid_fraction: float, test_fraction: float) -> None:
+    """Raise ConfigError unless both cuts take something and leave something to train on."""
     if not (0 < valid_fraction < 1 and 0 < test_fraction < 1 and valid_fraction + test_fraction < 1):
         raise ConfigError(
             f"valid_fraction and test_fraction must be positive and sum to less than 1, got {valid_fraction} and "

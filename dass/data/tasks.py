@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from dass.data.pack import Pack
-from dass.data.splits import class_splits, tiny10, tiny10_disjoint
+from dass.data.splits import check_fractions, class_splits, tiny10, tiny10_disjoint
 from dass.errors import ConfigError, DataError
 from dass.records import Task
 from dass.seeding import generator
@@ -48,13 +48,7 @@ class DataConfig:
             )
         if self.target_classes == 1:
             raise ConfigError("data.target_classes must be 0 or >= 2, got 1; one class cannot be classified")
-        if not (
-            0 < self.valid_fraction < 1 and 0 < self.test_fraction < 1 and self.valid_fraction + self.test_fraction < 1
-        ):
-            raise ConfigError(
-                "data.valid_fraction and data.test_fraction must be positive and sum to less than 1, got "
-                f"{self.valid_fraction} and {self.test_fraction}"
-            )
+        check_fractions(self.valid_fraction, self.test_fraction)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Teacher:
     accuracy_pct: float
 
     def check(self, num_classes: int) -> None:
-        """Raise SpaceError, naming the first tensor that differs, unless the weights fit the architecture."""
+        """Raise SpaceError, naming the first bad tensor, unless the weights fit the architecture and are finite."""
         expected = {name: tuple(tensor.shape) for name, tensor in build(self.student, num_classes).state_dict().items()}
         received = {name: tuple(tensor.shape) for name, tensor in self.state.items()}
         for name in sorted(expected.keys() | received.keys()):
@@ -43,12 +43,17 @@ class Teacher:
                     f"{expected.get(name, 'no such tensor')}, got {received.get(name, 'no such tensor')}; give weights of "
                     "this space and of the task's classes, or train the teacher with `teachers`"
                 )
+            if not torch.isfinite(self.state[name]).all():
+                raise SpaceError(
+                    f"a teacher's weights must be finite, got others in {name}; give weights of a training that did not "
+                    "diverge, or train the teacher with `teachers`"
+                )
 
     def network(self, num_classes: int, device: torch.device | str = "cpu") -> torch.nn.Module:
         """The frozen network in eval mode on `device`.
 
         Raises:
-            SpaceError: the weights do not fit the architecture or the number of classes.
+            SpaceError: the weights do not fit the architecture or the number of classes, or are not finite.
         """
         self.check(num_classes)
         network = build(self.student, num_classes)

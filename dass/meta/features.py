@@ -34,7 +34,7 @@ def featurise(
     students = [record.run.student for record in usable]
     return MetaTask(
         name=name,
-        arch=torch.stack([space.encode(student) for student in students]),
+        arch=space.encode_many(students),
         maps=embedder.maps(students),
         targets_pct=torch.tensor(accuracies, dtype=torch.float32),
         teacher_arch=space.encode(teacher.student),

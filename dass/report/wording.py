@@ -106,7 +106,8 @@ def missing(page: PageData) -> dict[str, str]:
         "finals": (not is_distilled, "No student has been distilled in full: run `dass distil`."),
         "observed": (
             not page.observed,
-            "No student of the target has been distilled for comparison: run `dass collect` on the target.",
+            "No student of the target was distilled for comparison: `dass collect` does so with collect.target_students, "
+            "for a target that the recipe keeps aside.",
         ),
         "phases": (not page.phases, "No times were recorded: every verb records its own when it runs."),
         "provenance": (not page.provenance, "No provenance was recorded: every verb records its own when it runs."),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
@@ -13,7 +13,7 @@ from dass.meta.train import Adapted
 from dass.records import Student
 from dass.search.budget import Budget
 from dass.search.ranking import Candidate
-from dass.search.strategies import Strategy
+from dass.search.strategies import Strategy, StrategyName
 from dass.spaces.space import Sampler, SearchSpace
 
 
@@ -22,7 +22,7 @@ class SearchConfig:
     """How candidates are proposed and what they may cost."""
 
     candidates: int = field(default=3000, metadata={"help": "students to score"})
-    strategy: Literal["random", "evolution"] = field(default="random", metadata={"help": "who proposes students"})
+    strategy: StrategyName = field(default="random", metadata={"help": "who proposes students"})
     sampler: Sampler = field(default="uniform", metadata={"help": "how random students are drawn"})
     seed: int = field(default=0, metadata={"help": "seed of the strategy"})
     max_macs: int | None = field(default=None, metadata={"help": "budget in multiply-adds per image"})
@@ -31,12 +31,14 @@ class SearchConfig:
     batch: int = field(default=500, metadata={"help": "students asked of the strategy at once"})
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"search.{name} must be >= 1, got {getattr(self, name)}; set search.{name}")
+        for name in ("candidates", "batch", "max_macs", "max_params"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"search.{name} must be >= 1, got {value}; set search.{name}")
         if self.max_macs is not None and self.max_macs_ratio is not None:
             raise ConfigError(
-                "only one of search.max_macs and search.max_macs_ratio may be set; write the other as none"
+                "only one of search.max_macs and search.max_macs_ratio may be set, got "
+                f"{self.max_macs} and {self.max_macs_ratio}; drop one with search.max_macs_ratio=none or search.max_macs=none"
             )
         if self.max_macs_ratio is not None and not 0 < self.max_macs_ratio <= 1:
             raise ConfigError(
@@ -67,7 +69,7 @@ class PredictorScorer:
     def score(self, students: Sequence[Student]) -> torch.Tensor:
         """float32 (n,): predicted accuracy in percent."""
         scores = torch.empty(len(students))
-        arch = torch.stack([self._space.encode(student) for student in students])
+        arch = self._space.encode_many(students)
         for indices, maps in self._embedder.stream(students):
             scores[indices] = self._adapted.score(maps, arch[indices].to(maps.device)).cpu()
         return scores

@@ -1,7 +1,8 @@
 """Who proposes students: ask for some, tell their scores.
 
 Every strategy keeps to the budget, never asks for a student twice, and depends on its seed and on what it was told
-alone. Telling it scores from an earlier search, asked by whom ever, makes it go on from there.
+alone. Telling it scores from an earlier search, asked by whom ever, makes it go on from there; random search then asks
+what the search that is continued would have asked, while the sampler still finds new students.
 """
 
 import math
@@ -60,6 +61,7 @@ class _Proposals:
         self._space, self._budget, self._sampler, self._rng = space, budget, sampler, rng
         self._resolution, self._num_classes = resolution, num_classes
         self._seen: set[Student] = set()
+        self._told: set[Student] = set()  # known from elsewhere, and not yet met again by the sampler
         self._admitted: list[Student] = [space.smallest]
         self._source = self._stream()
 
@@ -78,6 +80,11 @@ class _Proposals:
         self._admitted.append(student)
         return True
 
+    def know(self, student: Student) -> None:
+        """Take a student asked by whom ever as known; the sampler's draw of it counts as if it were new."""
+        if self.accept(student):
+            self._told.add(student)
+
     def _stream(self) -> Iterator[Student]:
         yield from self._sampled()
         yield from filter(self.accept, [self._space.smallest])
@@ -89,7 +96,10 @@ class _Proposals:
         while num_new >= MIN_YIELD * num:
             num_new = 0
             for student in self._space.sample(num, self._rng, self._sampler):
-                if self.accept(student):
+                if student in self._told:
+                    self._told.remove(student)
+                    num_new += 1
+                elif self.accept(student):
                     num_new += 1
                     yield student
 
@@ -129,7 +139,7 @@ class RandomSearch:
     def tell(self, students: Sequence[Student], scores: Sequence[float]) -> None:
         """Take the students as known, so that they are not asked again."""
         for student, _ in zip(students, scores, strict=True):
-            self._proposals.accept(student)
+            self._proposals.know(student)
 
 
 class Evolution:
@@ -158,7 +168,7 @@ class Evolution:
         """Keep the best of all students told as parents; a NaN never becomes one."""
         told = dict(zip(students, scores, strict=True))
         for student in told:
-            self._proposals.accept(student)
+            self._proposals.know(student)
         known = {student: score for student, score in (self._parents | told).items() if not math.isnan(score)}
         best = sorted(known.items(), key=lambda item: (-item[1], item[0].key))
         self._parents = dict(best[: self.num_parents])

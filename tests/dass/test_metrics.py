@@ -44,6 +44,11 @@ class TestCorrelations:
     ) -> None:
         assert math.isnan(measure(left, right))
 
+    def test_a_side_of_one_infinity_alone_ranks_nothing_either(self) -> None:
+        assert math.isnan(spearman([math.inf, math.inf], [1, 2]))
+        assert math.isnan(kendall([1, 2], [-math.inf, -math.inf]))
+        assert spearman([1, math.inf], [1, 2]) == pytest.approx(1)
+
     def test_tensors_are_taken_as_they_are(self) -> None:
         assert spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([3.0, 2.0, 1.0])) == pytest.approx(-1)
 

@@ -155,6 +155,21 @@ class TestRecipe:
         with pytest.raises(ConfigError, match=rf"recipe\.{name} must be a finite number, got {value}"):
             replace(Recipe(), **{name: value})
 
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("loss", "kl"),
+            ("init", "copy_paste"),
+            ("crop_padding", 4.0),
+            ("scale_by_t2", 1),
+            ("epochs", True),
+            ("lr", True),
+        ],
+    )
+    def test_values_of_another_kind_are_refused_by_name(self, name: str, value: Any) -> None:
+        with pytest.raises(ConfigError, match=rf"recipe\.{name} must be .*, got {value!r}"):
+            replace(Recipe(), **{name: value})
+
 
 class TestRun:
     def test_everything_that_decides_a_result_is_a_part_of_the_id(self) -> None:

@@ -16,11 +16,11 @@ STUDENT = get_space("smoke").sample(1, generator("file"))[0]
 
 def test_a_loaded_student_gives_the_logits_of_the_one_that_was_written() -> None:
     network = build(STUDENT, 3, generator("weights")).eval()
-    loaded, student, classes = load_student(student_bytes(STUDENT, ("a", "b", "ç"), network.state_dict()))
-    assert (student, classes) == (STUDENT, ("a", "b", "ç"))
+    loaded = load_student(student_bytes(STUDENT, 16, ("a", "b", "ç"), network.state_dict()))
+    assert (loaded.student, loaded.resolution, loaded.classes) == (STUDENT, 16, ("a", "b", "ç"))
     images = normalise(torch.randint(256, (2, 3, 16, 16), generator=generator("images"), dtype=torch.uint8))
     with torch.inference_mode():
-        assert torch.equal(loaded(images), network(images))
+        assert torch.equal(loaded.network(images), network(images))
 
 
 def test_other_files_are_refused() -> None:
@@ -30,4 +30,4 @@ def test_other_files_are_refused() -> None:
         load_student(b"not a file of tensors")
     state = build(STUDENT, 3, generator("weights")).state_dict()
     with pytest.raises(DataError):
-        load_student(student_bytes(get_space("smoke").largest, ("a", "b", "c"), state))
+        load_student(student_bytes(get_space("smoke").largest, 16, ("a", "b", "c"), state))

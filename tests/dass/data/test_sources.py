@@ -198,7 +198,7 @@ IMAGES = [png(i) for i in range(4)]
         ({"image": ["a.png"] * 4, "label": [0, 0, 1, 1]}, r"got image \(string\)"),
         ({"image": IMAGES, "label": ["a", "a", "b", "b"]}, r"label \(string\); rename or convert"),
         ({"image": IMAGES, "label": [0, -1, 1, 1]}, r"label must be an integer >= 0, got -1 in row 1 \(1 of 4 rows\)"),
-        ({"image": IMAGES, "label": [0, None, 1, None]}, r"got None in row 1, None in row 3 \(2 of 4 rows\)"),
+        ({"image": IMAGES, "label": [0, None, 1, None]}, r"got None in row 1 \(2 of 4 rows\)"),
         ({"image": IMAGES, "label": [0, 0, 1, 1], "split": ["train", "dev", None, "test"]}, "got 'dev' in row 1, None"),
         ({"image": IMAGES, "label": [0, 0, 1, 1], "label_name": ["a", "b", "c", "c"]}, r"got 'a' and \(in row 1\) 'b'"),
         ({"image": IMAGES, "label": [5, 5, 5, 5]}, r"at least 2 classes, got 1 \(5\)"),

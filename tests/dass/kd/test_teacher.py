@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -60,6 +61,15 @@ def test_weights_of_another_space_are_refused_by_tensor_and_shapes() -> None:
     deep = make_teacher(student=get_space("paper5_w8").largest)
     with pytest.raises(SpaceError, match=r"stages\.0\.2\.bn1\.bias of shape no such tensor, got \(8,\)"):
         replace(deep, student=SPACE.largest).check(NUM_CLASSES)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(value: float) -> None:
+    teacher = make_teacher()
+    state = {name: tensor.clone() for name, tensor in teacher.state.items()}
+    state["stages.1.0.conv1.weight"][0, 0, 0, 0] = value
+    with pytest.raises(SpaceError, match=r"finite, got others in stages\.1\.0\.conv1\.weight"):
+        replace(teacher, state=state).network(NUM_CLASSES)
 
 
 def test_a_missing_tensor_is_refused_by_name() -> None:

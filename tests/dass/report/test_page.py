@@ -178,6 +178,14 @@ def test_empty_section_names_the_verb_that_fills_it(section: str, verb: str) -> 
     assert f"<code>dass {verb}</code>" in body[: body.index("</section>")]
 
 
+def test_finals_alone_say_nothing_of_how_well_the_predictor_ranks() -> None:
+    claims = ("ranks these students better", "the predictor added nothing")
+    assert any(claim in render(full_page()) for claim in claims)
+    alone = render(full_page(observed=()))
+    assert not any(claim in alone for claim in claims)
+    assert "no fair sample: whether the predictor ranks well is not known" in alone
+
+
 def test_only_drawing_loads_matplotlib() -> None:
     code = "import sys, dass.report; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

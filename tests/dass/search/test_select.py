@@ -90,8 +90,15 @@ class TestConfig:
         with pytest.raises(ConfigError, match=rf"search\.{name} must be >= 1, got 0"):
             SearchConfig(**changes)
 
-    def test_two_limits_on_macs_are_refused(self) -> None:
-        with pytest.raises(ConfigError, match=r"only one of search\.max_macs and search\.max_macs_ratio"):
+    @pytest.mark.parametrize("name", ["max_macs", "max_params"])
+    def test_a_limit_below_one_is_refused_under_the_name_it_was_set_by(self, name: str) -> None:
+        changes: dict[str, Any] = {name: 0}
+        with pytest.raises(ConfigError, match=rf"search\.{name} must be >= 1, got 0"):
+            SearchConfig(**changes)
+
+    def test_two_limits_on_macs_are_refused_with_the_way_to_drop_either(self) -> None:
+        rule = r"only one of search\.max_macs and search\.max_macs_ratio may be set, got 10 and 0\.5"
+        with pytest.raises(ConfigError, match=rf"{rule}; .*search\.max_macs_ratio=none"):
             SearchConfig(max_macs=10, max_macs_ratio=0.5)
 
     @pytest.mark.parametrize("ratio", [0.0, -0.5, 1.01, float("nan")])

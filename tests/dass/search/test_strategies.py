@@ -118,6 +118,14 @@ class TestEveryStrategy:
 
 
 class TestRandomSearch:
+    @pytest.mark.parametrize("share", [0.3, 1.0])
+    def test_told_an_earlier_search_it_asks_what_that_would_have_asked_next(self, share: float) -> None:
+        budget = Budget(max_macs=int(share * macs(PAPER.largest)))
+        whole = ask_all(strategy("random", budget, "paper5"), 300)
+        resumed = strategy("random", budget, "paper5")
+        resumed.tell(whole[:150], [macs(student) for student in whole[:150]])
+        assert ask_all(resumed, 150) == whole[150:]
+
     def test_without_a_budget_it_asks_what_the_sampler_draws(self) -> None:
         found = ask_all(strategy("random", space="paper5"), 2000)
         deep = sum(len(student.widths[0]) == 5 for student in found) / len(found)
