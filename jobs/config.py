@@ -30,6 +30,9 @@ NONE = "none"  # how a setting without a value is written: TOML has no word for 
 _Part = TypeVar("_Part")
 
 
+MACS_LIMITS = ("max_macs", "max_macs_ratio")  # of SearchConfig; only one may be set
+
+
 @dataclass(frozen=True)
 class CollectConfig:
     """Which students are distilled to make the database."""
@@ -110,16 +113,28 @@ class Config:
 def with_values(config: Config, values: Mapping[str, Any], origin: str) -> Config:
     """`config` with nested `values` laid over it.
 
-    An integer may stand for a float, a list for a tuple, and the text `none` for no value.
+    An integer may stand for a float, a list for a tuple, and the text `none` for no value. One of the two MACs limits takes
+    the place of the other.
 
     Raises:
         ConfigError: a key is unknown (the nearest legal ones are named) or a value has the wrong type or range;
             `origin` says where it was written.
     """
     try:
-        return _overlaid(config, values, "", [key for key, *_ in keys(config)])
+        return _overlaid(config, _with_one_limit(values), "", [key for key, *_ in keys(config)])
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from error
+
+
+def _with_one_limit(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`values`, where a MACs limit set alone takes the other one of an earlier layer away."""
+    search = values.get("search")
+    if not isinstance(search, Mapping):
+        return values
+    given = [name for name in MACS_LIMITS if name in search]
+    if len(given) != 1 or search[given[0]] in (None, NONE):
+        return values
+    return {**values, "search": {**dict.fromkeys(MACS_LIMITS), **search}}
 
 
 def with_settings(config: Config, settings: Sequence[str]) -> Config:

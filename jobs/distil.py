@@ -46,8 +46,9 @@ def run(job: Job, source: str | None = None, output: Path | None = None) -> dict
     rows = {role: _summary([records[run.id] for run in group]) for role, group in runs.items()}
     job.console.table(
         f"Distilled on {task.name}",
-        ("student", "test %", "valid %", "MMACs"),
-        [(role, row["test_accuracy_pct"], row["best_accuracy_pct"], row["mmacs"]) for role, row in rows.items()],
+        ("role", "student", "seeds", "test %", "valid %", "MMACs"),
+        [(role, *_shown(row)) for role, row in rows.items()],
+        num_texts=2,
     )
     if output is not None:
         export(job, task, [records[run.id] for run in runs["recommended"]], output)
@@ -111,6 +112,12 @@ def _summary(records: list[Record]) -> dict[str, Any]:
         "test_accuracy_pct": _mean([record.result.test_accuracy_pct for record in records]),
         "best_accuracy_pct": _mean([record.result.best_accuracy_pct for record in records]),
     }
+
+
+def _shown(row: Mapping[str, Any]) -> tuple[str, ...]:
+    accuracies = (row[part] for part in ("test_accuracy_pct", "best_accuracy_pct"))
+    shown = ("-" if accuracy is None else f"{accuracy:.1f}" for accuracy in accuracies)
+    return (row["student"], str(row["seeds"]), *shown, f"{row['mmacs']:.2f}")
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -66,14 +66,14 @@ def page_of(job: Job, task: Task) -> PageData:
             for record in _observed(task, planned, records)
             if record.run.student in predicted
         ),
-        tasks=tuple(_task_row(task, role, planned, records) for role, task in _roles(tasks, task)),
+        tasks=tuple(_task_row(row, role, planned, records, found) for role, row in _roles(tasks, task)),
         meta=tuple(
             MetaPoint(point["episode"], point["loss"], point["valid_spearman"])
             for point in meta.get("curve", ())
             if point["loss"] is not None
         ),
         phases=tuple(Phase(name, seconds) for name, seconds in _latest(job, PHASES).items()),
-        provenance=_provenance(job, found, records),
+        provenance=_provenance(job, task, found, records),
         notes=_notes(job, tasks, task),
     )
 
@@ -133,17 +133,20 @@ def _roles(tasks: TaskSet, target: Task) -> list[tuple[TaskRole, Task]]:
     return [*meta, *(("meta-valid", task) for task in tasks.valid), ("target", target)]
 
 
-def _task_row(task: Task, role: TaskRole, planned: Sequence[Run], records: Mapping[str, Record]) -> TaskRow:
+def _task_row(
+    task: Task, role: TaskRole, planned: Sequence[Run], records: Mapping[str, Record], found: Mapping[str, Any]
+) -> TaskRow:
+    """One task's collection; the target's teacher is the one that its search adapted to."""
     mine = [run for run in planned if run.task == task.id]
     ended = [records[run.id] for run in mine if run.id in records]
     finished = [record for record in ended if record.result.status is Status.FINISHED]
-    teacher = next((record for record in finished if record.run.teacher is None), None)
+    teacher_pct = next((record.result.best_accuracy_pct for record in finished if record.run.teacher is None), None)
     accuracies = [record.result.best_accuracy_pct for record in finished if record.run.teacher is not None]
     return TaskRow(
         name=task.name,
         role=role,
         num_classes=task.num_classes,
-        teacher_accuracy_pct=None if teacher is None else teacher.result.best_accuracy_pct,
+        teacher_accuracy_pct=found.get("teacher_accuracy_pct", teacher_pct) if role == "target" else teacher_pct,
         planned=len(mine),
         finished=len(finished),
         diverged=len(ended) - len(finished),
@@ -151,11 +154,12 @@ def _task_row(task: Task, role: TaskRole, planned: Sequence[Run], records: Mappi
     )
 
 
-def _provenance(job: Job, found: Mapping[str, Any], records: Mapping[str, Record]) -> dict[str, str]:
+def _provenance(job: Job, task: Task, found: Mapping[str, Any], records: Mapping[str, Record]) -> dict[str, str]:
     machines = sorted({f"{r.provenance.device}, {r.provenance.threads} thread(s)" for r in records.values()})
     return {
         "recipe": job.config.name,
-        "images": job.config.data.source,
+        "images of the collection": job.config.data.source,
+        "images of the target": f"{task.name}, pack {task.source[:12]}",
         "store": job.store.url,
         "predictor": str(found.get("predictor", "none yet")),
         "teacher": str(found.get("teacher", "none yet")),

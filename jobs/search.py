@@ -24,6 +24,10 @@ def run(job: Job, source: str | None = None, teacher_file: Path | None = None) -
     """Rank candidates for the target; the ranking goes into the store, where `distil` finds it."""
     settings = job.config.search
     sha, predictor = current_predictor(job)
+    if not predictor.is_selected:
+        job.console.say(
+            "note: meta-validation gave no rank correlation, so the predictor is merely the last one trained"
+        )
     task, budget = wanted(job, source)
     own = None if teacher_file is None else own_teacher(job, task, teacher_file)
     summary = {"target": task.name, "task": task.id, "predictor": sha, "dry_run": job.dry_run, **asdict(budget)}

@@ -1,22 +1,30 @@
 """Lanes on a real local Ray: real runs, real kills, compared with the same runs trained without Ray."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import ray
+import ray.exceptions
 import torch
 
+from cluster.checkpoints import put_checkpoint, remove_checkpoints
 from cluster.database import RunDatabase
 from cluster.documents import put_task
+from cluster.events import read_events
+from cluster.heartbeat import Heartbeat
+from cluster.lane import Lane, LaneJob
 from cluster.lanes import run_plan
 from cluster.objects import FolderStore
 from cluster.packs import put_pack
-from cluster.plan import Plan
-from cluster.queue import QueueStats
+from cluster.plan import FailureKind, Plan
+from cluster.queue import QueueStats, Token, remote_queue
 from cluster.runtime import session
 from cluster.settings import LaneConfig
 from cluster.weights import get_weights
@@ -24,7 +32,7 @@ from dass.data.batches import ResidentBatches
 from dass.data.pack import Pack
 from dass.data.sources import read_source
 from dass.data.splits import assign_parts, class_splits
-from dass.errors import ClusterError
+from dass.errors import ClusterError, ConfigError, StoreError
 from dass.kd.cohort import Cohort, Ended
 from dass.kd.teacher import Teacher, teacher_run
 from dass.records import Recipe, Record, Run, Status, Task
@@ -183,3 +191,82 @@ def test_a_lease_outlives_a_silence_longer_than_itself(site: Site) -> None:
     students = [record for record in site.records().values() if record.run.teacher]
     assert {record.provenance.attempt for record in students} == {2}  # the teacher had the first lease
     assert all(record.provenance.seconds * len(students) > 2.5 for record in students)
+
+
+def queue_of(site: Site, plan: Plan, lane: LaneConfig = LANES) -> Any:  # noqa: ANN401 - a Ray handle
+    return remote_queue().remote(site.store.url, plan.runs, lease_s=lane.lease_s)
+
+
+def in_process(site: Site, queue: Any) -> Lane:  # noqa: ANN401 - a Ray handle
+    """A lane of this process, which shares nothing with a queue's but the store."""
+    return Lane("lane0", LaneJob(site.store.url, "queue", LANES), queue)
+
+
+def test_runs_that_kill_their_lane_again_and_again_are_given_up(site: Site) -> None:
+    teacher = site.plan().runs[0]
+    queue = queue_of(site, Plan("teachers", (teacher,)))
+    for _ in range(5):
+        ray.get(queue.lease.remote("lane0", 2))
+        ray.get(queue.release.remote("lane0", FailureKind.LANE_LOST))
+    ray.get(queue.lease.remote("lane0", 2))  # this life of the lane is the last
+    in_process(site, queue).work()
+    assert dict(ray.get(queue.stats.remote()).failed) == {teacher.id: "lane lost: lane0 ended"}
+
+
+@pytest.mark.parametrize("error", [torch.AcceleratorError("an illegal memory access"), StoreError("the disk is full")])
+def test_a_lane_ends_with_what_a_new_process_or_a_mended_store_cures(
+    error: Exception, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object) -> None:
+        raise error
+
+    plan = site.plan()
+    queue = queue_of(site, plan)
+    lane = in_process(site, queue)
+    monkeypatch.setattr(lane, "_train_runs", breaks)
+    with pytest.raises(type(error), match=str(error)):
+        lane.work()
+    stats = ray.get(queue.stats.remote())
+    assert (stats.running, dict(stats.failed)) == (0, {})
+
+
+def test_a_checkpoint_that_is_gone_costs_steps_and_not_the_lane(site: Site) -> None:
+    plan = Plan("teachers", site.plan().runs[:1])
+    run_id = plan.runs[0].id
+    cohort = Cohort(plan.runs, ResidentBatches.of(site.pack, site.task), None, keep_weights=True, yield_every=2)
+    next(cohort.train())
+    put_checkpoint(site.store, run_id, Token(1, 1), cohort.state(run_id))
+    queue = queue_of(site, plan)
+    assert ray.get(queue.stats.remote()).pending == 1
+    remove_checkpoints(site.store, run_id)
+    in_process(site, queue).work()
+    assert site.records()[run_id].result == trained_without_ray(site, plan)[run_id].result
+
+
+def test_a_queue_that_is_killed_gets_its_leases_back_and_its_lanes_go_on(site: Site) -> None:
+    plan = site.plan(replace(RECIPE, epochs=30))
+    was_killed = False
+    for stats in run_plan(site.store.url, plan, replace(LANES, cohort_size=4)):
+        if not was_killed and stats.finished == 1 and leftovers(site.store):
+            (actor,) = (p for p in psutil.Process().children(recursive=True) if p.is_running() and "QueueActor" in "".join(p.cmdline()))
+            actor.kill()
+            was_killed = True
+    assert was_killed
+    assert stats.finished == len(plan.runs)
+    assert [event.kind for event in read_events(site.store)].count("cohort") == 2  # the teacher's, the students'
+    assert len(list(site.store.list("queue/"))) == 2
+
+
+def test_a_lane_that_hangs_is_killed_so_that_ray_starts_it_again(site: Site) -> None:
+    @ray.remote(max_retries=0, num_cpus=0)
+    def hang(queue: Any) -> None:  # noqa: ANN401 - a Ray handle
+        with Heartbeat(queue, "lane0", Token(1, 1), lease_s=0.3, hang_s=0.5):
+            threading.Event().wait(60)
+
+    with pytest.raises(ray.exceptions.WorkerCrashedError):
+        ray.get(hang.remote(queue_of(site, site.plan())))
+
+
+def test_lanes_that_no_machine_of_this_ray_can_hold_are_refused_and_not_waited_for(site: Site) -> None:
+    with pytest.raises(ConfigError, match=r"lanes\.cpus must be <= 2 on this machine, got 64"):
+        site.run(site.plan(), replace(LANES, cpus=64.0))

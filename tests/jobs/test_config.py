@@ -108,8 +108,18 @@ def test_settings_that_need_each_other_may_come_in_any_order() -> None:
     assert with_settings(BASE, slow) == with_settings(BASE, slow[::-1])
     quickstart = get_recipe("quickstart")
     assert quickstart.search.max_macs_ratio is not None
-    freed = with_settings(quickstart, ["search.max_macs=1000000", "search.max_macs_ratio=none"])
-    assert (freed.search.max_macs, freed.search.max_macs_ratio) == (1_000_000, None)
+    freed = with_settings(quickstart, ["search.max_params=5", "search.max_macs_ratio=none"])
+    assert (freed.search.max_params, freed.search.max_macs_ratio) == (5, None)
+
+
+def test_one_macs_limit_takes_the_place_of_the_other_but_two_at_once_are_refused() -> None:
+    quickstart = get_recipe("quickstart")
+    absolute = with_settings(quickstart, ["search.max_macs=1000000"])
+    assert (absolute.search.max_macs, absolute.search.max_macs_ratio) == (1_000_000, None)
+    relative = with_settings(absolute, ["search.max_macs_ratio=0.5"])
+    assert (relative.search.max_macs, relative.search.max_macs_ratio) == (None, 0.5)
+    with pytest.raises(ConfigError, match="max_macs"):
+        with_settings(quickstart, ["search.max_macs=1000000", "search.max_macs_ratio=0.5"])
 
 
 def test_an_integer_stands_for_a_float_and_gives_the_same_recipe() -> None:
