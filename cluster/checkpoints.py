@@ -4,14 +4,41 @@ A lane overwrites the object of its own token only, and a new lease goes on from
 that was overtaken writes where nobody reads. Checkpoints go once the record is durable.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
+from dataclasses import dataclass
 
 from cluster.objects import ObjectStore
-from cluster.queue import Saved, Token
-from dass.errors import StoreError
+from dass.errors import ConfigError, StoreError
 from dass.kd.cohort import Position, state_position
 
 FOLDER = "checkpoints/"
+
+
+@dataclass(frozen=True, order=True)
+class Token:
+    """The name of one lease, unique in a store: the queue's incarnation and a number that the queue counts up."""
+
+    incarnation: int
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"{self.incarnation}-{self.attempt}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Token":
+        """The token whose text this is; ConfigError when it is none."""
+        left, _, right = text.partition("-")
+        if not (left.isdecimal() and right.isdecimal()):
+            raise ConfigError(f"a token must read incarnation-attempt such as 3-17, got {text!r}; pass a lease's token")
+        return cls(int(left), int(right))
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Where a run's last checkpoint lies: the token in its key, and how far the run had come."""
+
+    token: Token
+    position: Hashable
 
 
 def put_checkpoint(store: ObjectStore, run_id: str, token: Token, state: bytes) -> None:

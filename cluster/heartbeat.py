@@ -1,5 +1,9 @@
-"""Keeps a lease alive while its training is silent, for a while: an evaluation may take longer than a lease lasts."""
+"""Keeps a lease alive while its training is silent, for a while: an evaluation may take longer than a lease lasts.
 
+After that while the training hangs, and on a GPU only the end of its process ends a hanging call, so that is what follows.
+"""
+
+import os
 import threading
 import time
 from types import TracebackType
@@ -8,22 +12,24 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from cluster.queue import Token
+from cluster.checkpoints import Token
 
 BEATS_PER_LEASE = 3
+EXIT_HANG = 70
 
 
 class Heartbeat:
-    """Renews a lease from a thread during a `with` block, as long as the training has shown life within `hang_s`.
+    """Renews a lease from a thread during a `with` block; kills this process when the training hangs.
 
-    A lane that is killed or frozen loses this thread too, so its lease expires; so does that of one that hangs.
+    A lane that is killed or frozen loses this thread too, so its lease expires. One that hangs would keep its device
+    and the driver for ever: its process ends, and Ray Train starts the lane again.
 
     Args:
         queue: handle of the queue's actor.
         lane: who holds the lease.
         token: the lease's.
         lease_s: seconds after which the lease expires without a beat.
-        hang_s: seconds without `note_life` after which the beats stop.
+        hang_s: seconds without `note_life` after which the training hangs.
     """
 
     def __init__(self, queue: Any, lane: str, token: Token, lease_s: float, hang_s: float) -> None:  # noqa: ANN401 - a Ray handle
@@ -51,9 +57,10 @@ class Heartbeat:
         self._thread.join()
 
     def _beat(self) -> None:
-        while not self._ended.wait(self._pause_s) and time.monotonic() - self._alive_at < self._hang_s:
-            try:
-                if not ray.get(self._queue.heartbeat.remote(self._lane, self._token)):
-                    return
+        while not self._ended.wait(self._pause_s):
+            if time.monotonic() - self._alive_at >= self._hang_s:
+                os._exit(EXIT_HANG)
+            try:  # a lost lease is no reason to stop: a queue that was started again may give it back to the lane
+                ray.get(self._queue.heartbeat.remote(self._lane, self._token))
             except RayError:
                 return  # the queue is gone; the lane's own next call tells

@@ -8,6 +8,7 @@ lease's token. A lease that is lost is dropped at once: somebody else trains tho
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -31,7 +32,7 @@ from cluster.weights import put_weights
 from dass.cost import count_macs, count_params
 from dass.data.batches import ResidentBatches
 from dass.data.pack import Pack
-from dass.errors import StoreError
+from dass.errors import ObjectNotFoundError, StoreError
 from dass.kd.cohort import Cohort, Ended, Position, state_position
 from dass.records import Provenance, Record, Run, Status, Task
 
@@ -82,7 +83,8 @@ class Lane:
             StoreError: the store fails; Ray Train starts the lane again, and the runs go on from their checkpoints.
         """
         torch.set_num_threads(self._job.settings.threads)
-        ray.get(self._queue.release.remote(self._name))  # what an earlier life of this lane held
+        # what an earlier life of this lane held; it died of it, or of its node
+        ray.get(self._queue.release.remote(self._name, FailureKind.LANE_LOST))
         with self._events:
             while True:
                 reply = ray.get(self._queue.lease.remote(self._name, self._job.settings.cohort_size))
@@ -94,22 +96,27 @@ class Lane:
                     self._train_lease(reply.lease)
 
     def _train_lease(self, lease: Lease) -> None:
-        """Train the runs of a lease; a failure of a run's own goes back to the queue, one of the store ends the lane."""
+        """Train the runs of a lease; when they fail the queue decides, and what is no fault of a run's own ends the lane.
+
+        After an error of the accelerator its process can do no more work, after one of the store no lane can.
+        """
         try:
             runs = self._without_record(lease)
             settings = self._job.settings
             with Heartbeat(self._queue, self._name, lease.token, settings.lease_s, settings.hang_s) as heartbeat:
                 if runs:
                     self._train_runs(lease, runs, heartbeat)
-        except StoreError:
-            raise
-        except (RuntimeError, ValueError, MemoryError) as error:
-            is_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-            kind = FailureKind.OUT_OF_MEMORY if is_memory else FailureKind.ERROR
-            reason = f"{type(error).__name__}: {error}"
-            decisions = ray.get(self._queue.fail.remote([run.id for run in lease.runs], lease.token, kind, reason))
-            for run_id, decision in decisions.items():
-                self._event("failed", lease, run=run_id, reason=reason, decision=str(decision))
+        except (RuntimeError, ValueError, MemoryError, StoreError) as error:
+            self._give_back(lease, error)
+            if isinstance(error, StoreError | torch.AcceleratorError):
+                raise
+
+    def _give_back(self, lease: Lease, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        run_ids = [run.id for run in lease.runs]
+        decisions = ray.get(self._queue.fail.remote(run_ids, lease.token, _failure_kind(error), reason))
+        for run_id, decision in decisions.items():
+            self._event("failed", lease, run=run_id, reason=reason, decision=str(decision))
 
     def _train_runs(self, lease: Lease, runs: tuple[Run, ...], heartbeat: Heartbeat) -> None:
         """Train runs of one task and teacher, those that stand at one position together."""
@@ -144,10 +151,20 @@ class Lane:
             if time.monotonic() - checkpointed >= self._job.settings.checkpoint_s:
                 saved = self._checkpoint(lease, cohort)
                 checkpointed = time.monotonic()
-            if not ray.get(self._queue.heartbeat.remote(self._name, lease.token, saved)) and cohort.runs:
+            if ray.get(self._queue.heartbeat.remote(self._name, lease.token, saved)) or not cohort.runs:
+                continue
+            if not self._take_again(lease, cohort):
                 self._event("lease lost", lease, step=progress.step)
                 return False
         return True
+
+    def _take_again(self, lease: Lease, cohort: Cohort) -> bool:
+        """Register with a queue that was started again and goes on with those runs that it leaves to this lane."""
+        run_ids = [run.id for run in cohort.runs]
+        kept = ray.get(self._queue.reregister.remote(self._name, run_ids, lease.token))
+        for run_id in set(run_ids) - set(kept):
+            cohort.drop(run_id)
+        return bool(kept)
 
     def _record(self, ended: Ended, lease: Lease, task: Task, began: datetime) -> None:
         """Weights first, then the record, then the queue, then the checkpoints go: a kill in between loses nothing."""
@@ -207,5 +224,17 @@ class Lane:
         return tuple(run for run in lease.runs if run.id not in recorded)
 
     def _load_states(self, lease: Lease, runs: tuple[Run, ...]) -> dict[str, bytes]:
-        saved = {run.id: lease.saved[run.id] for run in runs if run.id in lease.saved}
-        return {run_id: get_checkpoint(self._store, run_id, place.token) for run_id, place in saved.items()}
+        """The checkpoints of those runs that have one; one that is gone costs steps, never a result."""
+        states = {}
+        for run in runs:
+            if run.id in lease.saved:
+                with suppress(ObjectNotFoundError):
+                    states[run.id] = get_checkpoint(self._store, run.id, lease.saved[run.id].token)
+        return states
+
+
+def _failure_kind(error: Exception) -> FailureKind:
+    if isinstance(error, StoreError):
+        return FailureKind.STORE
+    is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return FailureKind.OUT_OF_MEMORY if is_memory else FailureKind.ERROR

@@ -5,26 +5,24 @@ the lane and reports its metrics; what is done, the store knows. A lane holds no
 """
 
 import tempfile
-import threading
-import time
 import uuid
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
+from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.checkpoints import find_saved
+from cluster.database import RunDatabase
 from cluster.lane import Lane, LaneJob
 from cluster.objects import open_store
-from cluster.plan import Plan
+from cluster.plan import Plan, cut_cohorts, pending
 from cluster.queue import QueueStats, remote_queue
-from cluster.runtime import NAMESPACE
+from cluster.runtime import NAMESPACE, check_room
 from cluster.settings import LaneConfig
 from dass.errors import ClusterError
 
@@ -36,62 +34,80 @@ def run_plan(
 ) -> Generator[QueueStats, None, None]:
     """Train the plan's runs that have no record; yields where they stand, until the lanes end.
 
-    A lane takes seconds to start, so there are at most `settings.num`, and no more than whole cohorts of work.
-    Closing the iterator early takes the queue away; lanes then end, and a later call goes on from the checkpoints.
+    A lane takes seconds to start, so there are at most `settings.num`, and no more than cohorts of work.
+    Closing the iterator early ends queue and lanes; a later call goes on from the checkpoints.
     Runs that failed for their own reasons are in the last stats; they have no record and are tried again next time.
 
     Raises:
-        ClusterError: every lane failed, more often than Ray Train was allowed to restart it.
+        ConfigError: no lane of this shape fits on this machine.
+        ClusterError: every lane failed, more often than Ray Train was allowed to restart it, or the queue cannot start.
     """
+    check_room(settings)
     name = f"queue-{plan.id}-{uuid.uuid4().hex[:8]}"
-    with _queue(name, store_url, plan, settings) as queue, tempfile.TemporaryDirectory(prefix="dass-train-") as storage:
-        job = LaneJob(store_url, name, settings, keep_weights)
-        stats: QueueStats = ray.get(queue.stats.remote())
-        num_pending = stats.planned - stats.finished
-        num_lanes = min(settings.num, max(1, num_pending // settings.cohort_size))
-        lanes = [_LaneThread(f"lane{index}", job, storage) for index in range(num_lanes)]
-        for lane in lanes:
-            lane.start()
-        while any(lane.is_alive() for lane in lanes):
+    job = LaneJob(store_url, name, settings, keep_weights)
+    left = pending(plan, RunDatabase(open_store(store_url)).finished_ids())
+    num_cohorts = len(cut_cohorts(left, {}, settings.cohort_size))
+    with _queue(name, store_url, plan, settings) as queue, _lanes(job, min(settings.num, max(1, num_cohorts))) as lanes:
+        running = lanes
+        while running:
             yield ray.get(queue.stats.remote())
-            lanes[0].join(POLL_S)
-            time.sleep(0 if lanes[0].is_alive() else POLL_S)
+            _, running = ray.wait(running, num_returns=len(running), timeout=POLL_S)
         yield ray.get(queue.stats.remote())
-        errors = [lane.error for lane in lanes if lane.error is not None]
-        if len(errors) == len(lanes):
+        causes = [cause for lane in lanes if (cause := _outcome(lane)) is not None]
+        if len(causes) == len(lanes):
             raise ClusterError(
-                f"a lane must end by itself within {settings.max_failures} restarts, got {_cause(errors[0])}; cure the cause, "
+                f"a lane must end by itself within {settings.max_failures} restarts, got {causes[0]}; cure the cause, "
                 "then submit again: what is finished is kept"
-            ) from errors[0]
+            )
 
 
-class _LaneThread(threading.Thread):
-    """Drives one Ray Train run; fit() blocks, so every lane has a thread of the driver."""
+@contextmanager
+def _lanes(job: LaneJob, num: int) -> Iterator[list[Any]]:
+    """References to the outcomes of `num` lanes; those that still run at the end of the `with` block are ended.
 
-    def __init__(self, lane: str, job: LaneJob, storage: str) -> None:
-        super().__init__(name=lane, daemon=True)
-        self.error: Exception | None = None
-        self._trainer = DataParallelTrainer(
-            _train_lane,
-            train_loop_config={"lane": lane, "job": asdict(job)},
-            scaling_config=ScalingConfig(
-                num_workers=1,
-                use_gpu=job.settings.gpus > 0,
-                resources_per_worker={"CPU": job.settings.cpus}
-                | ({"GPU": job.settings.gpus} if job.settings.gpus else {}),
-            ),
-            run_config=RunConfig(
-                name=lane,
-                storage_path=str(Path(storage)),
-                failure_config=FailureConfig(max_failures=job.settings.max_failures),
-            ),
-        )
-
-    def run(self) -> None:
+    Each is driven by a task beside the driver and not by a thread in it: Ray ends a process at once, without a word,
+    when a thread of it calls Ray after its shutdown, as one that waits in fit() does when the user interrupts.
+    """
+    with tempfile.TemporaryDirectory(
+        prefix="dass-train-", ignore_cleanup_errors=True
+    ) as storage:  # lanes may still write
+        drive = ray.remote(num_cpus=0, scheduling_strategy=_here())(_drive_lane)
+        lanes = [drive.remote(f"lane{index}", asdict(job), storage) for index in range(num)]
         try:
-            self._trainer.fit()
-        except Exception as error:  # noqa: BLE001 - whatever ended the lane is told by the driver, not lost in a thread
-            self.error = error
+            yield lanes
+        finally:
+            for lane in lanes:
+                ray.cancel(lane, force=True)
+
+
+def _drive_lane(lane: str, job: dict[str, Any], storage: str) -> str | None:
+    """Drive one Ray Train run to its end; what ended it, or None when its work was done."""
+    settings = LaneJob.from_dict(job).settings
+    trainer = DataParallelTrainer(
+        _train_lane,
+        train_loop_config={"lane": lane, "job": job},
+        scaling_config=ScalingConfig(
+            num_workers=1,
+            use_gpu=settings.gpus > 0,
+            resources_per_worker={"CPU": settings.cpus} | ({"GPU": settings.gpus} if settings.gpus else {}),
+        ),
+        run_config=RunConfig(
+            name=lane, storage_path=storage, failure_config=FailureConfig(max_failures=settings.max_failures)
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:  # noqa: BLE001 - whatever ended the lane is told by the driver
+        return _cause(error)
+    return None
+
+
+def _outcome(lane: Any) -> str | None:  # noqa: ANN401 - Ray's references have no static type
+    """What `_drive_lane` returned, or that it could not."""
+    try:
+        return cast("str | None", ray.get(lane))
+    except RayError as error:
+        return _cause(error)
 
 
 def _cause(error: Exception) -> str:
@@ -107,16 +123,25 @@ def _train_lane(config: dict[str, Any]) -> None:
     Lane(config["lane"], job, ray.get_actor(job.queue, namespace=NAMESPACE)).work()
 
 
+def _here() -> NodeAffinitySchedulingStrategy:
+    """The node of the driver: what must not be lost goes there."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 @contextmanager
 def _queue(name: str, store_url: str, plan: Plan, settings: LaneConfig) -> Iterator[Any]:
-    """The queue's actor, pinned to the node of the driver, for the time of a `with` block."""
-    pinned = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    saved = find_saved(open_store(store_url), [run.id for run in plan.runs])
+    """The queue's actor, for the time of a `with` block."""
     actor = (
         remote_queue()
-        .options(name=name, namespace=NAMESPACE, scheduling_strategy=pinned)
-        .remote(store_url, plan.runs, lease_s=settings.lease_s, saved=saved)
+        .options(name=name, namespace=NAMESPACE, scheduling_strategy=_here())
+        .remote(store_url, plan.runs, lease_s=settings.lease_s)
     )
+    try:
+        ray.get(actor.stats.remote())
+    except RayActorError as error:
+        raise ClusterError(
+            f"the queue must start, got {str(error).strip().splitlines()[-1]}; cure the cause, then submit again"
+        ) from error
     try:
         yield actor
     finally:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from cluster.checkpoints import Saved, Token, find_saved
 from cluster.database import RunDatabase
 from cluster.objects import ObjectStore, open_store
 from cluster.plan import Decision, FailureKind, after_failure, blocked, cut_cohorts, ready, teacher_run
@@ -28,33 +29,6 @@ from dass.errors import ConfigError
 from dass.records import Run, Status
 
 CLAIMS = "queue/"
-
-
-@dataclass(frozen=True, order=True)
-class Token:
-    """The name of one lease, unique in a store: the queue's incarnation and a number that the queue counts up."""
-
-    incarnation: int
-    attempt: int
-
-    def __str__(self) -> str:
-        return f"{self.incarnation}-{self.attempt}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Token":
-        """The token whose text this is; ConfigError when it is none."""
-        left, _, right = text.partition("-")
-        if not (left.isdecimal() and right.isdecimal()):
-            raise ConfigError(f"a token must read incarnation-attempt such as 3-17, got {text!r}; pass a lease's token")
-        return cls(int(left), int(right))
-
-
-@dataclass(frozen=True)
-class Saved:
-    """Where a run's last checkpoint lies: the token in its key, and how far the run had come."""
-
-    token: Token
-    position: Hashable
 
 
 @dataclass(frozen=True)
@@ -329,6 +303,7 @@ class QueueActor:
             database.finished_ids(),
             claim_incarnation(store),
             diverged=_diverged_teachers(database, runs),
+            saved=find_saved(store, [run.id for run in runs]),
             grace_until=time.monotonic() + grace_s if _was_restarted() else -math.inf,
             **settings,
         )
@@ -375,10 +350,13 @@ class QueueActor:
 
 
 def remote_queue() -> Any:  # noqa: ANN401 - Ray makes the class
-    """QueueActor as a Ray actor class; the caller names it and pins it to a node that stays, with `.options(...)`."""
+    """QueueActor as a Ray actor class; the caller names it and pins it to a node that stays, with `.options(...)`.
+
+    Every method may be called twice, so Ray repeats what was under way when the actor died: nobody sees it restart.
+    """
     import ray
 
-    return ray.remote(num_cpus=0, max_restarts=-1)(QueueActor)
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(QueueActor)
 
 
 def _was_restarted() -> bool:

@@ -18,7 +18,8 @@ import torch
 
 from cluster.objects import open_store
 from cluster.schema import claim_schema
-from dass.errors import ClusterError
+from cluster.settings import LaneConfig
+from dass.errors import ClusterError, ConfigError
 from dass.version import __version__
 
 NAMESPACE = "dass"
@@ -78,6 +79,27 @@ def preflight(store_url: str, gpus_per_lane: float) -> None:
         raise ClusterError(
             f"lanes.gpus must be 0 on a machine without CUDA devices, got {gpus_per_lane}; set lanes.gpus=0"
         )
+
+
+def check_room(settings: LaneConfig) -> None:
+    """Check in a session that one lane fits on this machine: Ray would wait for ever for what can never be there.
+
+    A cluster (RAY_ADDRESS) is trusted: it may grow.
+
+    Raises:
+        ConfigError: a lane wants more than there is.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    import ray
+
+    room = ray.cluster_resources()
+    for name, resource in (("cpus", "CPU"), ("gpus", "GPU")):
+        wanted, most = getattr(settings, name), room.get(resource, 0.0)
+        if wanted > most:
+            raise ConfigError(
+                f"lanes.{name} must be <= {most:g} on this machine, got {wanted:g}; set lanes.{name}={most:g}"
+            )
 
 
 @cache

@@ -22,7 +22,7 @@ class LaneConfig:
         default=60.0, metadata={"help": "seconds without a heartbeat after which a lane counts as dead"}
     )
     hang_s: float = field(
-        default=1800.0, metadata={"help": "seconds without a yield after which a lane lets its lease go"}
+        default=1800.0, metadata={"help": "seconds without a yield after which a lane is killed and started again"}
     )
     memory_format: Literal["contiguous", "channels_last"] = field(
         default="contiguous", metadata={"help": "layout of images and filters; a part of what fixes a result's bits"}
@@ -33,7 +33,9 @@ class LaneConfig:
         for name in ("num", "threads", "cohort_size", "yield_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"lanes.{name} must be >= 1, got {getattr(self, name)}; set lanes.{name}")
-        for name in ("cpus", "gpus", "max_failures"):
+        if self.cpus <= 0:
+            raise ConfigError(f"lanes.cpus must be > 0, got {self.cpus}; set lanes.cpus=1")
+        for name in ("gpus", "max_failures"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"lanes.{name} must be >= 0, got {getattr(self, name)}; set lanes.{name}")
         for name in ("checkpoint_s", "lease_s", "hang_s"):

@@ -1,7 +1,7 @@
 """`distil`: train the winner for good, and beside it what it must beat."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from cluster.schema import build
 from cluster.weights import get_weights
 from dass.errors import ConfigError, ObjectNotFoundError
 from dass.networks.files import student_bytes
-from dass.records import Record, Run, Student, Task
+from dass.records import Record, Run, Status, Student, Task
 from dass.search.budget import Budget
 from dass.search.controls import largest_student, random_student
 from dass.search.ranking import Candidate
@@ -34,6 +34,7 @@ def run(job: Job, source: str | None = None, output: Path | None = None) -> dict
         for role, student in students.items()
     }
     plan = Plan("distil", tuple(dict.fromkeys(run for group in runs.values() for run in group)))
+    check_weights(job.records(run.id for run in plan.runs).values())
     done = train_runs(job, plan, "distil", keep_weights=True)
     if job.dry_run:
         job.console.tell(f"would distil {', '.join(f'{role} {student.key}' for role, student in students.items())}")
@@ -90,11 +91,24 @@ def check_output(output: Path) -> None:
         raise ConfigError(f"--output must be a file in a folder that exists, got {output}; correct the path")
 
 
+def check_weights(records: Iterable[Record]) -> None:
+    """Raise ConfigError, before anything is trained, when a run is done already and its weights were not kept.
+
+    A collection does that; such a run was never measured on test, and it is not trained twice.
+    """
+    for record in records:
+        if record.result.status is Status.FINISHED and record.weights is None:
+            raise ConfigError(
+                f"a final student must keep its weights, got {record.run.student.key} that was trained with seed "
+                f"{record.run.seed} without; choose other seeds with distil.seeds"
+            )
+
+
 def export(job: Job, task: Task, records: list[Record], output: Path) -> None:
     """Write the best of the seeds (on valid) as a safetensors file whose header names student and classes."""
     best = max(records, key=lambda record: record.result.best_accuracy_pct or 0.0)
     if best.weights is None:
-        raise ConfigError("the recommended student has no kept weights; choose other seeds with distil.seeds")
+        raise ConfigError("the recommended student must finish under one seed, got none that did; lower final.lr")
     data = student_bytes(best.run.student, task.resolution, task.classes, get_weights(job.store, best.weights))
     try:
         output.write_bytes(data)

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from cluster.checkpoints import get_checkpoint, put_checkpoint, remove_checkpoints
+from cluster.checkpoints import Token, get_checkpoint, put_checkpoint, remove_checkpoints
 from cluster.documents import get_latest, put_latest
-from cluster.queue import Token
 from cluster.teachers import load_teacher
 from cluster.weights import put_blob
 from dass.embed import Embedder, draw_noise, noise_sha

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.checkpoints import find_saved, get_checkpoint, put_checkpoint, remove_checkpoints
+from cluster.checkpoints import Token, find_saved, get_checkpoint, put_checkpoint, remove_checkpoints
 from cluster.objects import FolderStore
-from cluster.queue import Token
 from dass.data.batches import ResidentBatches
 from dass.data.sources import read_source
 from dass.data.splits import assign_parts, class_splits

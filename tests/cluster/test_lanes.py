@@ -14,7 +14,7 @@ import ray
 import ray.exceptions
 import torch
 
-from cluster.checkpoints import put_checkpoint, remove_checkpoints
+from cluster.checkpoints import Token, put_checkpoint, remove_checkpoints
 from cluster.database import RunDatabase
 from cluster.documents import put_task
 from cluster.events import read_events
@@ -24,7 +24,7 @@ from cluster.lanes import run_plan
 from cluster.objects import FolderStore
 from cluster.packs import put_pack
 from cluster.plan import FailureKind, Plan
-from cluster.queue import QueueStats, Token, remote_queue
+from cluster.queue import QueueStats, remote_queue
 from cluster.runtime import session
 from cluster.settings import LaneConfig
 from cluster.weights import get_weights
@@ -100,10 +100,11 @@ def trained_without_ray(site: Site, plan: Plan) -> dict[str, Ended]:
     return {ended.run.id: ended for ended in (teacher, *alone)}
 
 
-def workers() -> Iterator[psutil.Process]:
+def processes(name: str) -> Iterator[psutil.Process]:
+    """Those of Ray's processes whose actor's class has this in its name."""
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):  # it ended meanwhile
-            if "RayTrainWorker" in "".join(process.cmdline()):
+            if name in "".join(process.cmdline()):
                 yield process
 
 
@@ -139,7 +140,7 @@ def test_a_killed_lane_loses_nothing_and_changes_nothing(site: Site) -> None:
     killed = 0
     for _ in run_plan(site.store.url, plan, LANES):
         if killed < 2 and len(leftovers(site.store)) >= 1:
-            for process in workers():
+            for process in processes("RayTrainWorker"):
                 process.send_signal(signal.SIGKILL)
                 killed += 1
     assert killed >= 1
@@ -193,11 +194,12 @@ def test_a_lease_outlives_a_silence_longer_than_itself(site: Site) -> None:
     assert all(record.provenance.seconds * len(students) > 2.5 for record in students)
 
 
-def queue_of(site: Site, plan: Plan, lane: LaneConfig = LANES) -> Any:  # noqa: ANN401 - a Ray handle
-    return remote_queue().remote(site.store.url, plan.runs, lease_s=lane.lease_s)
+def queue_of(site: Site, plan: Plan) -> Any:
+    """A handle of the plan's queue."""
+    return remote_queue().remote(site.store.url, plan.runs, lease_s=LANES.lease_s)
 
 
-def in_process(site: Site, queue: Any) -> Lane:  # noqa: ANN401 - a Ray handle
+def in_process(site: Site, queue: Any) -> Lane:
     """A lane of this process, which shares nothing with a queue's but the store."""
     return Lane("lane0", LaneJob(site.store.url, "queue", LANES), queue)
 
@@ -248,8 +250,8 @@ def test_a_queue_that_is_killed_gets_its_leases_back_and_its_lanes_go_on(site: S
     was_killed = False
     for stats in run_plan(site.store.url, plan, replace(LANES, cohort_size=4)):
         if not was_killed and stats.finished == 1 and leftovers(site.store):
-            (actor,) = (p for p in psutil.Process().children(recursive=True) if p.is_running() and "QueueActor" in "".join(p.cmdline()))
-            actor.kill()
+            for process in processes("QueueActor"):
+                process.kill()
             was_killed = True
     assert was_killed
     assert stats.finished == len(plan.runs)
@@ -258,13 +260,13 @@ def test_a_queue_that_is_killed_gets_its_leases_back_and_its_lanes_go_on(site: S
 
 
 def test_a_lane_that_hangs_is_killed_so_that_ray_starts_it_again(site: Site) -> None:
-    @ray.remote(max_retries=0, num_cpus=0)
-    def hang(queue: Any) -> None:  # noqa: ANN401 - a Ray handle
+    def hang(queue: Any) -> None:
         with Heartbeat(queue, "lane0", Token(1, 1), lease_s=0.3, hang_s=0.5):
             threading.Event().wait(60)
 
+    task = ray.remote(max_retries=0, num_cpus=0)(hang)
     with pytest.raises(ray.exceptions.WorkerCrashedError):
-        ray.get(hang.remote(queue_of(site, site.plan())))
+        ray.get(task.remote(queue_of(site, site.plan())))
 
 
 def test_lanes_that_no_machine_of_this_ray_can_hold_are_refused_and_not_waited_for(site: Site) -> None:

@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from cluster.checkpoints import Saved, Token
 from cluster.database import RunDatabase
 from cluster.objects import FolderStore
 from cluster.plan import Decision, FailureKind
@@ -19,8 +20,6 @@ from cluster.queue import (
     LeaseState,
     QueueActor,
     QueueStats,
-    Saved,
-    Token,
     claim_incarnation,
     remote_queue,
 )
