@@ -6,7 +6,7 @@ the lane and reports its metrics; what is done, the store knows. A lane holds no
 
 import tempfile
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, cast
@@ -25,6 +25,7 @@ from cluster.queue import QueueStats, remote_queue
 from cluster.runtime import NAMESPACE, check_room
 from cluster.settings import LaneConfig
 from dass.errors import ClusterError
+from dass.records import Run
 
 POLL_S = 0.5
 
@@ -34,7 +35,6 @@ def run_plan(
 ) -> Generator[QueueStats, None, None]:
     """Train the plan's runs that have no record; yields where they stand, until the lanes end.
 
-    A lane takes seconds to start, so there are at most `settings.num`, and no more than cohorts of work.
     Closing the iterator early ends queue and lanes; a later call goes on from the checkpoints.
     Runs that failed for their own reasons are in the last stats; they have no record and are tried again next time.
 
@@ -46,8 +46,7 @@ def run_plan(
     name = f"queue-{plan.id}-{uuid.uuid4().hex[:8]}"
     job = LaneJob(store_url, name, settings, keep_weights)
     left = pending(plan, RunDatabase(open_store(store_url)).finished_ids())
-    num_cohorts = len(cut_cohorts(left, {}, settings.cohort_size))
-    with _queue(name, store_url, plan, settings) as queue, _lanes(job, min(settings.num, max(1, num_cohorts))) as lanes:
+    with _queue(name, store_url, plan, settings) as queue, _lanes(job, lanes_for(left, settings)) as lanes:
         running = lanes
         while running:
             yield ray.get(queue.stats.remote())
@@ -59,6 +58,11 @@ def run_plan(
                 f"a lane must end by itself within {settings.max_failures} restarts, got {causes[0]}; cure the cause, "
                 "then submit again: what is finished is kept"
             )
+
+
+def lanes_for(runs: Sequence[Run], settings: LaneConfig) -> int:
+    """How many lanes to start for these runs: a start takes seconds, so no more than there are cohorts of work."""
+    return min(settings.num, max(1, len(cut_cohorts(runs, {}, settings.cohort_size))))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dass.errors import ObjectNotFoundError
 from dass.records import Record, Run, Status
 from jobs.job import Job
 
-PLANS = ("teachers", "collect", "distil")
+PLANS = ("teachers", "collect", "search", "distil")
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def target_task(job: Job, source: str | None, *, refresh: bool = False) -> Task:
 def find_teacher(job: Job, task: Task) -> Teacher:
     """The target's teacher of the recipe, trained now where the store has none."""
     run = teachers.run_of(job, task)
-    train_runs(job, Plan("teachers", (run,)), f"teacher of {task.name}", keep_weights=True)
+    train_runs(job, Plan("search", (run,)), f"teacher of {task.name}", keep_weights=True)
     return load_teacher(job.database, run.id, task.id)
 
 

@@ -15,12 +15,12 @@ import ray.exceptions
 import torch
 
 from cluster.checkpoints import Token, put_checkpoint, remove_checkpoints
-from cluster.database import RunDatabase
+from cluster.database import RunDatabase, loose_key
 from cluster.documents import put_task
 from cluster.events import read_events
 from cluster.heartbeat import Heartbeat
 from cluster.lane import Lane, LaneJob
-from cluster.lanes import run_plan
+from cluster.lanes import lanes_for, run_plan
 from cluster.objects import FolderStore
 from cluster.packs import put_pack
 from cluster.plan import FailureKind, Plan
@@ -272,3 +272,17 @@ def test_a_lane_that_hangs_is_killed_so_that_ray_starts_it_again(site: Site) -> 
 def test_lanes_that_no_machine_of_this_ray_can_hold_are_refused_and_not_waited_for(site: Site) -> None:
     with pytest.raises(ConfigError, match=r"lanes\.cpus must be <= 2 on this machine, got 64"):
         site.run(site.plan(), replace(LANES, cpus=64.0))
+
+
+def test_a_queue_that_cannot_start_tells_the_cause(site: Site) -> None:
+    plan = site.plan()
+    site.store.put(loose_key(plan.runs[0].id), b"{")
+    with pytest.raises(ClusterError, match=r"the queue must start, got .*StoreError: records/loose/.*json must hold"):
+        site.run(plan)
+
+
+@pytest.mark.parametrize(("num_tasks", "num_lanes"), [(1, 1), (3, 3), (5, 4)])
+def test_as_many_lanes_start_as_cohorts_can_be_cut(num_tasks: int, num_lanes: int, site: Site) -> None:
+    teacher = site.plan().runs[0]
+    runs = [replace(teacher, task=f"{index}") for index in range(num_tasks)]
+    assert lanes_for(runs, replace(LANES, num=4, cohort_size=8)) == num_lanes

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,14 @@ import torch
 
 from cluster.documents import get_latest
 from cluster.objects import FolderStore
+from cluster.plan import Plan
 from dass.cost import count_macs
 from dass.networks import build
 from dass.seeding import generator
 from dass.spaces import get_space
 from tests.jobs.command import call, tree
 from tests.jobs.images import save_weights, write_images
-from tests.jobs.prepared import prepare
+from tests.jobs.prepared import final_plan, open_smoke, prepare, train
 
 SMOKE = ("--recipe", "smoke")
 WORKING = ("data", "teachers", "collect", "meta-train", "search", "distil", "report", "quickstart")
@@ -365,3 +367,16 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_trained(
         assert refusal(done, "distil", *SMOKE, "--output", output) == (
             f"--output must be a file in a folder that exists, got {output}; correct the path"
         )
+
+
+def test_a_final_that_was_collected_without_weights_is_refused_before_anything_is_trained(
+    done: Path, tmp_path: Path
+) -> None:
+    store = Path(shutil.copytree(done, tmp_path / "store"))
+    job = open_smoke(store)
+    best = final_plan(job).runs[0]
+    train(job, Plan("collect", (replace(best, seed=0),)))  # the final recipe is the students', and so is the seed now
+    assert refusal(store, "distil", *SMOKE, "--set", "distil.seeds=[0]") == (
+        f"a final student must keep its weights, got {best.student.key} that was trained with seed 0 without; "
+        "choose other seeds with distil.seeds"
+    )

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,21 @@ def test_a_terminated_command_says_so_and_exits_with_130(tmp_path: Path) -> None
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     assert err == "interrupted: what is finished is kept; run the same command again to go on\n"
+
+
+@pytest.mark.ray
+def test_a_command_that_is_terminated_while_its_lanes_start_says_so_too(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    command = [sys.executable, "-m", "jobs", "teachers", "--recipe", "smoke", "--json", "--store", str(store)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    while not (store / "queue" / "1").exists():
+        assert process.poll() is None, "the command ended before it could be terminated"
+        time.sleep(0.1)
+    time.sleep(4)  # the lanes are being started: a call to Ray is under way
+    process.terminate()
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, ""), error
+    assert error.splitlines()[-1].startswith("interrupted: what is finished is kept")
 
 
 # Status
