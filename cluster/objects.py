@@ -213,8 +213,12 @@ class FolderStore:
         """See ObjectStore; a folder that does not exist yet is not created."""
         with _translated("write", self.root):
             if self.root.exists():
-                with self._temporary(b"probe"):
-                    return
+                probe = self.root / f"{_HIDDEN}probe-{uuid.uuid4().hex}"
+                try:
+                    probe.write_bytes(b"probe")  # bytes, because a full disk still takes an empty file
+                finally:
+                    probe.unlink(missing_ok=True)
+                return
             ancestor = _nearest_folder(self.root)
             if not ancestor.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "not a folder")
