@@ -34,7 +34,7 @@ $(READY): requirements.lock pyproject.toml
 # Rewrites the lock file from pyproject.toml; plain versions only, so that it installs anywhere.
 lock:
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet torch==2.13.0
+	.venv-lock/bin/python -m pip install --quiet torch==2.13.0 torchvision==0.28.0
 	.venv-lock/bin/python -m pip install --quiet --editable '.[dev]'
 	{ echo "# Written by 'make lock' from pyproject.toml."; .venv-lock/bin/python -m pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' | grep -vE '^(nvidia-|triton|-e )'; } > requirements.lock
 	rm -rf .venv-lock
