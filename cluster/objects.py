@@ -8,6 +8,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,15 @@ from dass.errors import ConfigError, ObjectNotFoundError, StoreError
 _KEY_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+@-]*")
 _HIDDEN = "."  # no key part begins so; temporary files do
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a listing knows of an object: its length, and when (UTC, by the store's clock) it was last written."""
+
+    key: str
+    size_bytes: int
+    modified_at: datetime
 
 
 class ObjectStore(Protocol):
@@ -47,6 +57,9 @@ class ObjectStore(Protocol):
     def get(self, key: str) -> bytes:
         """The whole object; ObjectNotFoundError when there is none."""
 
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """At most `length` >= 0 bytes from `start` >= 0 on, fewer where the object ends; ObjectNotFoundError as in `get`."""
+
     def exists(self, key: str) -> bool:
         """Whether there is an object under exactly this key."""
 
@@ -55,6 +68,9 @@ class ObjectStore(Protocol):
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """The keys that begin with `prefix` (a text, it may end within a part), in the order of their characters."""
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        """As `list`, with what the listing knows of each object; one that goes meanwhile may be missing."""
 
     def delete(self, key: str) -> None:
         """Remove the object; it is fine when there is none."""
@@ -180,6 +196,17 @@ class FolderStore:
             except _ABSENT as error:
                 raise self._not_found(key) from error
 
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """See ObjectStore."""
+        path = self._path(key)
+        with _translated("read", path):
+            try:
+                with path.open("rb") as file:
+                    file.seek(start)
+                    return file.read(length)
+            except _ABSENT as error:
+                raise self._not_found(key) from error
+
     def exists(self, key: str) -> bool:
         """See ObjectStore."""
         path = self._path(key)
@@ -202,6 +229,14 @@ class FolderStore:
             if self.root.exists() and not self.root.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "not a folder")
         return (key for key in self._walk(start, f"{folder}/" if folder else "") if key.startswith(prefix))
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        """See ObjectStore."""
+        for key in self.list(prefix):
+            path = self._path(key)
+            with _translated("read", path), contextlib.suppress(*_ABSENT):
+                stat = path.stat()
+                yield Entry(key, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
 
     def delete(self, key: str) -> None:
         """See ObjectStore."""

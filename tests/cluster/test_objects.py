@@ -4,6 +4,7 @@ import pickle
 import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,23 @@ class StoreContract:
         assert list(store.list("nothing/here")) == []
         assert list(store.list()) == ["q", "r/ab/1", "r/ab/2", "r/abc/3", "r/b/4"]
 
+    def test_a_range_is_the_slice_of_the_object(self, store: ObjectStore) -> None:
+        data = bytes(range(100))
+        store.put("a/b", data)
+        for start, length in ((0, 0), (0, 100), (10, 5), (95, 50), (100, 1), (200, 10)):
+            assert store.get_range("a/b", start, length) == data[start : start + length]
+        with pytest.raises(ObjectNotFoundError, match="a/c"):
+            store.get_range("a/c", 0, 1)
+
+    def test_entries_are_the_listing_with_lengths_and_times(self, store: ObjectStore) -> None:
+        before = datetime.now(UTC) - timedelta(seconds=2)  # an object's time may be cut to whole seconds
+        for key, length in (("r/b", 3), ("r/a", 5), ("q", 0)):
+            store.put(key, bytes(length))
+        found = list(store.entries("r/"))
+        assert [(entry.key, entry.size_bytes) for entry in found] == [("r/a", 5), ("r/b", 3)]
+        assert [entry.key for entry in store.entries()] == list(store.list())
+        assert all(before < entry.modified_at < datetime.now(UTC) + timedelta(seconds=2) for entry in found)
+
     def test_keys_are_listed_in_the_order_of_their_characters(self, store: ObjectStore) -> None:
         keys = ["a-b", "a.b", "a/b", "a0", "a/b-c", "aa/b", "A", "a/c/d", "a_/x"]
         for key in keys:
@@ -83,6 +101,7 @@ class StoreContract:
             lambda: store.put(key, b""),
             lambda: store.put_if_absent(key, b""),
             lambda: store.get(key),
+            lambda: store.get_range(key, 0, 1),
             lambda: store.exists(key),
             lambda: store.size(key),
             lambda: store.delete(key),
