@@ -3,9 +3,11 @@
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 from hypothesis import strategies as st
 
+from cluster.objects import Entry
 from dass.errors import ObjectNotFoundError
 from dass.records import CurvePoint, Provenance, Recipe, Record, Result, Run, Status, Student
 
@@ -62,6 +64,9 @@ class RemoteMemoryStore:
             raise ObjectNotFoundError(key)
         return self.objects[key]
 
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        return self.get(key)[start : start + length]
+
     def exists(self, key: str) -> bool:
         return key in self.objects
 
@@ -71,6 +76,9 @@ class RemoteMemoryStore:
     def list(self, prefix: str = "") -> Iterator[str]:
         self.lists.append(prefix)
         return iter(sorted(key for key in self.objects if key.startswith(prefix)))
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        return (Entry(key, len(self.objects[key]), datetime.now(UTC)) for key in self.list(prefix))
 
     def delete(self, key: str) -> None:
         self.objects.pop(key, None)
