@@ -10,9 +10,10 @@ import typer
 
 from dass.errors import DassError, InputError
 from jobs import recipes
-from jobs.config import Config, from_toml, keys, with_settings, with_values
+from jobs.config import Config, keys, with_settings, with_values
 from jobs.console import Console
 from jobs.job import Job
+from jobs.recipe_file import from_toml
 
 DEFAULT_STORE = "./dass-store"
 EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130

@@ -9,9 +9,8 @@ import difflib
 import math
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -110,7 +109,7 @@ class Config:
         return meta + (self.collect.target_students if self.data.target_classes else 0)
 
 
-def with_values(config: Config, values: Mapping[str, Any], origin: str) -> Config:
+def with_values(config: Config, values: Mapping[str, Any], origin: str = "") -> Config:
     """`config` with nested `values` laid over it.
 
     An integer may stand for a float, a list for a tuple, and the text `none` for no value. One of the two MACs limits takes
@@ -118,12 +117,12 @@ def with_values(config: Config, values: Mapping[str, Any], origin: str) -> Confi
 
     Raises:
         ConfigError: a key is unknown (the nearest legal ones are named) or a value has the wrong type or range;
-            `origin` says where it was written.
+            `origin` says where it was written, unless the caller does.
     """
     try:
         return _overlaid(config, _with_one_limit(values), "", [key for key, *_ in keys(config)])
     except ConfigError as error:
-        raise ConfigError(f"{origin}: {error}") from error
+        raise ConfigError(f"{origin}: {error}" if origin else str(error)) from error
 
 
 def _with_one_limit(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -143,28 +142,6 @@ def with_settings(config: Config, settings: Sequence[str]) -> Config:
     for setting in settings:
         values = _merged(values, parse_setting(setting))
     return with_values(config, values, "--set")
-
-
-def from_toml(path: Path, base: Callable[[str], Config]) -> Config:
-    """The configuration of a TOML file: `recipe = "NAME"` names what it starts from, tables override.
-
-    base: the configuration of a recipe's name.
-
-    Raises:
-        ConfigError: the file cannot be read or parsed, or holds an unknown key or a wrong value.
-    """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"--recipe must name a recipe or a readable TOML file, got {path} ({error.strerror}); correct the path"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} must be TOML, got: {error}; correct that line") from error
-    name = values.pop("recipe", "quickstart")
-    if not isinstance(name, str):
-        raise ConfigError(f'{path}: recipe must be the name of a recipe, got {name!r}; for example recipe = "smoke"')
-    return with_values(base(name), values, str(path))
 
 
 def parse_setting(setting: str) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def test_a_recipe_file_must_be_there_and_be_toml(new: Path, tmp_path: Path) -> N
     assert message.endswith("(at line 1, column 9); correct that line")
     file.write_text("[student]\nlr = 'fast'\n")
     assert refusal(new, "collect", "--recipe", file) == (
-        f"{file}: student.lr must be of type float, got 'fast'; `dass keys` shows every key with its type"
+        f"{file}, line 2: student.lr must be of type float, got 'fast'; `dass keys` shows every key with its type"
     )
 
 

@@ -1,5 +1,4 @@
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +7,7 @@ from hypothesis import strategies as st
 
 from dass.errors import ConfigError
 from dass.records import Recipe
-from jobs.config import Config, from_toml, keys, parse_setting, with_settings, with_values
+from jobs.config import Config, keys, parse_setting, with_settings, with_values
 from jobs.recipes import RECIPES, get_recipe
 
 BASE = Config()
@@ -18,11 +17,6 @@ def refusal(settings: list[str], config: Config = BASE) -> str:
     with pytest.raises(ConfigError) as caught:
         with_settings(config, settings)
     return str(caught.value)
-
-
-def write(path: Path, text: str) -> Path:
-    path.write_text(text)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -200,49 +194,6 @@ def test_an_unknown_key_names_its_neighbours(setting: str, hint: str) -> None:
 )
 def test_a_value_out_of_range_is_named_by_its_own_key(setting: str, message: str) -> None:
     assert message in refusal([setting])
-
-
-def test_a_toml_file_starts_from_the_recipe_that_it_names(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "mine.toml",
-        'recipe = "smoke"\nspace = "paper5_w8"\n[student]\nlr = 1\ncrop_padding = "none"\n[distil]\nseeds = [7, 8]\n',
-    )
-    smoke = get_recipe("smoke")
-    expected = replace(
-        smoke,
-        space="paper5_w8",
-        student=replace(smoke.student, lr=1.0, crop_padding=None),
-        distil=replace(smoke.distil, seeds=(7, 8)),
-    )
-    assert from_toml(path, get_recipe) == expected
-    assert from_toml(write(tmp_path / "empty.toml", ""), get_recipe) == get_recipe("quickstart")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[student\nlr = 1", r"mine\.toml must be TOML, got: .*\(at line 1, column 9\); correct that line"),
-        ("[student]\nlr = true", r"mine\.toml: student\.lr must be of type float, got True"),
-        ("[student]\nlrr = 0.1", r"mine\.toml: unknown key 'student\.lrr'; did you mean student\.lr\?"),
-        ("student = 3", r"mine\.toml: student is a group of keys, got 3; set one of them, such as student\.loss"),
-        ("[student]\nepochs = 0", r"mine\.toml: student\.epochs must be >= 1, got 0"),
-        ("recipe = 3", r"mine\.toml: recipe must be the name of a recipe, got 3; for example recipe = \"smoke\""),
-        ('recipe = "smoky"', r"must be one of quickstart, smoke, .*, got 'smoky'; did you mean smoke\?"),
-    ],
-)
-def test_a_wrong_toml_file_names_itself_and_the_key(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        from_toml(write(tmp_path / "mine.toml", text), get_recipe)
-
-
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"readable TOML file, got .*absent\.toml \(No such file or directory\); correct"
-    ):
-        from_toml(tmp_path / "absent.toml", get_recipe)
-    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match=r"binary\.toml must be TOML"):
-        from_toml(tmp_path / "binary.toml", get_recipe)
 
 
 def test_the_origin_of_nested_values_stands_first() -> None:

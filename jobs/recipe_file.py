@@ -1,0 +1,64 @@
+"""A recipe of the user's own: a TOML file that names what it starts from and what it changes."""
+
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dass.errors import ConfigError
+from jobs.config import Config, with_values
+
+DEFAULT = "quickstart"
+
+Base = Callable[[str], Config]
+
+
+def from_toml(path: Path, base: Base) -> Config:
+    """The configuration of a TOML file: `recipe = "NAME"` names what it starts from, tables override.
+
+    base: the configuration of a recipe's name.
+
+    Raises:
+        ConfigError: the file cannot be read or parsed, or holds an unknown key or a wrong value; the message names the
+            file and the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(
+            f"--recipe must name a recipe or a readable TOML file, got {path} ({error.strerror}); correct the path"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} must be TOML, got: {error}; correct that line") from error
+    try:
+        return _configured(values, base)
+    except ConfigError as error:
+        raise ConfigError(f"{path}, line {_line_of(str(error), text, base)}: {error}") from error
+
+
+def _configured(values: Mapping[str, Any], base: Base) -> Config:
+    name = values.get("recipe", DEFAULT)
+    if not isinstance(name, str):
+        raise ConfigError(f'recipe must be the name of a recipe, got {name!r}; for example recipe = "smoke"')
+    return with_values(base(name), {key: value for key, value in values.items() if key != "recipe"})
+
+
+def _line_of(message: str, text: str, base: Base) -> int:
+    """The line where the key begins that makes a file wrong: the parser keeps no lines, so the file is read in parts.
+
+    The first part, cut after a line, that is refused with the `message` of the whole ends with that key. One that is no
+    TOML ends within a value.
+    """
+    lines = text.splitlines(keepends=True)
+    begin = 1
+    for end in range(1, len(lines) + 1):
+        try:
+            _configured(tomllib.loads("".join(lines[:end])), base)
+        except tomllib.TOMLDecodeError:
+            continue
+        except ConfigError as error:
+            if str(error) == message:
+                return begin
+        begin = end + 1
+    return begin
