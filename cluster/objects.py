@@ -79,19 +79,23 @@ class ObjectStore(Protocol):
         """Raise StoreError, with the remedy, unless a write would succeed now. Leaves no object behind."""
 
 
-def open_store(url: str) -> ObjectStore:
-    """The store at `url`: a folder, which need not exist yet, or `s3://bucket/prefix`.
+def open_store(url: str, patience_s: float | None = None) -> ObjectStore:
+    """The store at `url`: a folder, which need not exist yet, or `s3://bucket/prefix`, which need not hold anything yet.
+
+    patience_s: for how long a remote store may fail before a call gives up; None for what suits a long job.
 
     Raises:
-        ConfigError: the scheme is unknown, or `url` is empty.
+        ConfigError: the scheme is unknown, `url` is empty, or the bucket's name is not legal.
     """
     scheme, separator, rest = url.partition("://")
     if not separator and url:
         return FolderStore(Path(url).expanduser().absolute())
     if scheme == "file" and rest.startswith("/"):
         return FolderStore(Path(rest))
-    if scheme == "s3":  # S3 plugs in here
-        raise ConfigError(f"a store must be a folder in this version, got {url!r}; give a path on a shared disk")
+    if scheme == "s3":
+        from cluster.s3 import S3Store  # here, because a folder needs no boto3
+
+        return S3Store.parse(rest, patience_s)
     raise ConfigError(f"a store must be a folder or s3://bucket/prefix, got {url!r}; give a path such as ./dass-store")
 
 

@@ -215,10 +215,25 @@ def test_a_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert open_store(f"file://{tmp_path}/x") == FolderStore(tmp_path / "x")
 
 
-@pytest.mark.parametrize("url", ["", "s3://bucket/prefix", "gs://bucket", "file://relative"])
-def test_urls_that_name_no_folder_are_refused(url: str) -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "gs://bucket", "file://relative", "s3://", "s3:///prefix", "s3://ab", "s3://Bucket/prefix"),
+        *("s3://bucket/pre fix", "s3://bucket//prefix", "s3://bucket/../other", "s3://10.0.0.1/prefix", "s3://a..b"),
+    ],
+)
+def test_urls_that_name_no_store_are_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"a store must be a folder.*got"):
         open_store(url)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket", "s3://bucket/prefix", "s3://my.bucket-1/a/deep_er/prefix.v2"])
+def test_an_s3_url_leads_to_its_bucket_and_prefix(url: str) -> None:
+    for written in (url, f"{url}/"):
+        store = open_store(written)
+        assert store.url == url
+        assert store.is_remote
+        assert store == open_store(store.url)
 
 
 def test_a_legal_key_is_given_back() -> None:
