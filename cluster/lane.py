@@ -16,16 +16,17 @@ from typing import Any
 import ray
 import torch
 
+from cluster.cache import load_pack, open_cache
 from cluster.checkpoints import get_checkpoint, put_checkpoint, remove_checkpoints
 from cluster.database import RunDatabase
 from cluster.documents import get_task
 from cluster.events import EventLog
 from cluster.heartbeat import Heartbeat
 from cluster.objects import open_store
-from cluster.packs import get_pack
 from cluster.plan import FailureKind, cut_cohorts
 from cluster.queue import Lease, LeaseState
 from cluster.runtime import code_version, device_name, versions
+from cluster.schema import claim_schema
 from cluster.settings import LaneConfig
 from cluster.teachers import load_teacher
 from cluster.weights import put_weights
@@ -68,6 +69,7 @@ class Lane:
         self._job = job
         self._queue = queue
         self._store = open_store(job.store_url)
+        claim_schema(self._store)  # a lane may start long after its driver: a newer version may own the store by now
         self._database = RunDatabase(self._store)
         self._events = EventLog(self._store, name)
         self._device = torch.device("cuda" if job.settings.gpus > 0 else "cpu")
@@ -192,6 +194,7 @@ class Lane:
         return Provenance(
             started_at=began.isoformat(timespec="seconds"),
             seconds=round(ended.seconds, 3),
+            incarnation=lease.token.incarnation,
             attempt=lease.token.attempt,
             lane=self._name,
             device=device_name(self._device),
@@ -212,7 +215,11 @@ class Lane:
 
     def _load_pack(self, task: Task) -> Pack:
         if self._pack is None or self._pack.id != task.source:
-            self._pack = get_pack(self._store, task.source)
+            self._pack = None  # before the next one is there, so that the cache may remove it
+            loaded = load_pack(self._store, task.source, open_cache(self._job.settings))
+            if loaded.problem:
+                self._events.emit("cache", pack=task.source, reason=loaded.problem)
+            self._pack = loaded.pack
         return self._pack
 
     def _without_record(self, lease: Lease) -> tuple[Run, ...]:

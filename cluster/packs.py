@@ -1,6 +1,6 @@
 """Packed images in the store, addressed by the SHA-256 of their bytes."""
 
-from cluster.objects import ObjectStore
+from cluster.objects import FolderStore, ObjectStore, folder_error
 from dass.data.pack import Pack
 from dass.errors import StoreError
 
@@ -12,20 +12,34 @@ def pack_key(pack_id: str) -> str:
 
 def put_pack(store: ObjectStore, pack: Pack) -> str:
     """Write a pack unless it is there; returns its id."""
-    store.put_if_absent(pack_key(pack.id), pack.to_bytes())
+    if not store.exists(pack_key(pack.id)):  # asked first, so that a large pack is not serialised for nothing
+        store.put_if_absent(pack_key(pack.id), pack.to_bytes())
     return pack.id
 
 
 def get_pack(store: ObjectStore, pack_id: str) -> Pack:
-    """The pack with this id.
+    """The pack with this id; that of a folder is mapped into memory, not copied.
 
     Raises:
         ObjectNotFoundError: the store does not hold it.
         StoreError: its bytes have another hash.
     """
-    pack = Pack.from_bytes(store.get(pack_key(pack_id)))
+    key = pack_key(pack_id)
+    if isinstance(store, FolderStore) and store.exists(key):
+        path = store.root / key
+        try:
+            pack = Pack.from_file(path)
+        except OSError as error:
+            raise folder_error("read", path, error) from error
+    else:
+        pack = Pack.from_bytes(store.get(key))
     if pack.id != pack_id:
-        raise StoreError(
-            f"the pack under {pack_key(pack_id)} must have that hash, got {pack.id}; delete it and run `data` again"
-        )
+        raise damaged_pack(pack_id, pack.id)
     return pack
+
+
+def damaged_pack(pack_id: str, received: str) -> StoreError:
+    """What to tell the user when the store holds something else under a pack's key."""
+    return StoreError(
+        f"the pack under {pack_key(pack_id)} must have that hash, got {received}; delete it and run `data` again"
+    )

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from dass.errors import ConfigError
@@ -27,6 +28,12 @@ class LaneConfig:
     memory_format: Literal["contiguous", "channels_last"] = field(
         default="contiguous", metadata={"help": "layout of images and filters; a part of what fixes a result's bits"}
     )
+    cache_gb: float = field(
+        default=20.0, metadata={"help": "bound, on each machine, of the disk space of cached packs; 0: no cache"}
+    )
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "folder of that cache; none: one in the system's temporary folder"}
+    )
     max_failures: int = field(default=3, metadata={"help": "restarts of one lane by Ray Train before the job fails"})
 
     def __post_init__(self) -> None:
@@ -35,9 +42,13 @@ class LaneConfig:
                 raise ConfigError(f"lanes.{name} must be >= 1, got {getattr(self, name)}; set lanes.{name}")
         if self.cpus <= 0:
             raise ConfigError(f"lanes.cpus must be > 0, got {self.cpus}; set lanes.cpus=1")
-        for name in ("gpus", "max_failures"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"lanes.{name} must be >= 0, got {getattr(self, name)}; set lanes.{name}")
+        for name in ("gpus", "max_failures", "cache_gb"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"lanes.{name} must be >= 0 and finite, got {getattr(self, name)}; set lanes.{name}")
         for name in ("checkpoint_s", "lease_s", "hang_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"lanes.{name} must be > 0 and finite, got {getattr(self, name)}; set lanes.{name}")
+        if self.cache_dir is not None and not Path(self.cache_dir).is_absolute():
+            raise ConfigError(
+                f"lanes.cache_dir must be an absolute path, got {self.cache_dir!r}; lanes on other machines work in other folders"
+            )

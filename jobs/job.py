@@ -5,11 +5,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from cluster.cache import load_pack, open_cache
 from cluster.database import RunDatabase
 from cluster.documents import get_latest, get_task, put_latest, put_task
 from cluster.objects import ObjectStore, open_store
-from cluster.packs import get_pack, put_pack
-from cluster.schema import check_schema, claim_schema
+from cluster.packs import put_pack
+from cluster.schema import check_schema, claim_schema, upgrade_schema
 from dass.data.pack import Pack
 from dass.data.sources import read_source
 from dass.data.splits import assign_parts, whole_task
@@ -20,6 +21,8 @@ from dass.spaces import get_space
 from dass.spaces.space import SearchSpace
 from jobs.config import Config
 from jobs.console import Console
+
+FIRST_ANSWER_S = 8.0  # for a store that never answered yet the address may be wrong: told soon, not tried for long
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,12 @@ class Job:
 
         is_reader: the verb only ever reads, so a store that cannot be written will do.
         """
+        check_schema(open_store(store_url, FIRST_ANSWER_S))
         store = open_store(store_url)
-        check_schema(store)
         if not is_reader:
             store.check_writable()
+        if not (is_reader or dry_run):
+            upgrade_schema(store)
         return cls(config, store, console, dry_run)
 
     @property
@@ -95,7 +100,10 @@ class Job:
         for pack in self._packs.values():
             if pack.id == task.source:
                 return pack
-        return get_pack(self.store, task.source)
+        loaded = load_pack(self.store, task.source, open_cache(self.config.lanes))
+        if loaded.problem:
+            self.console.say(f"packs are not cached: {loaded.problem}")
+        return loaded.pack
 
     def _read(self, source: str) -> Pack:
         if source in self._packs:

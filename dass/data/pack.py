@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from dass.errors import DataError, SchemaTooNewError, StoreError
-from dass.tensors import pack_tensors, sha256, unpack_tensors
+from dass.tensors import file_sha256, open_tensors, pack_tensors, packed_sha256, sha256, unpack_tensors
 
 PACK_VERSION = 1
 RESOLUTION_STEP = 8  # the networks halve the side of an image three times
@@ -69,12 +70,15 @@ class Pack:
     @cached_property
     def id(self) -> str:
         """The SHA-256 of the pack's bytes, 64 hex digits."""
-        return sha256(self.to_bytes())
+        return packed_sha256(*self._content())
 
     def to_bytes(self) -> bytes:
         """The pack as one safetensors file; equal packs give equal bytes."""
+        return pack_tensors(*self._content())
+
+    def _content(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         header = {"version": PACK_VERSION, "name": self.name, "class_names": self.class_names}
-        return pack_tensors({"images": self.images, "labels": self.labels, "parts": self.parts}, header)
+        return {"images": self.images, "labels": self.labels, "parts": self.parts}, header
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Pack":
@@ -84,7 +88,21 @@ class Pack:
             SchemaTooNewError: a newer version of this package wrote them.
             StoreError: they are damaged, or not those of a pack.
         """
-        tensors, header = unpack_tensors(data)
+        return cls._of(*unpack_tensors(data), sha256(data))
+
+    @classmethod
+    def from_file(cls, path: Path) -> "Pack":
+        """The pack of a file with such bytes, mapped into memory (see `open_tensors`); its `id` is their hash.
+
+        Raises:
+            SchemaTooNewError: as `from_bytes`. StoreError: as `from_bytes`.
+            OSError: the file cannot be read.
+        """
+        sha = file_sha256(path)
+        return cls._of(*open_tensors(path), sha)
+
+    @classmethod
+    def _of(cls, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any], sha: str) -> "Pack":
         _check_header(header)
         try:
             names = tuple(header["class_names"])
@@ -93,7 +111,7 @@ class Pack:
             raise StoreError(
                 f"expected the bytes of a pack, got {error}; delete the object and run `data` again"
             ) from error
-        vars(pack)["id"] = sha256(data)  # fills the cached property: serialising again would take as much memory
+        vars(pack)["id"] = sha  # fills the cached property: the bytes need not be read once more
         return pack
 
 

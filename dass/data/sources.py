@@ -3,9 +3,11 @@
 digits              the handwritten digits that scikit-learn ships
 imagefolder:PATH    PATH/class/*.jpg, or PATH/{train,valid,test}/class/*.jpg
 parquet:PATH        one file with the columns image, label, and optionally label_name and split
+torchvision:NAME:ROOT    one of torchvision's datasets that lies in ROOT (torchvision_sets.py)
 """
 
 import difflib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
@@ -20,9 +23,10 @@ from PIL import Image
 from dass.data.decode import Encoded, Progress, decode_all
 from dass.data.listing import PART_NAMES, Listing, check_listing, some
 from dass.data.pack import Pack, Part, check_resolution
+from dass.data.torchvision_sets import SETS, read_torchvision
 from dass.errors import DataError
 
-FORMS = ("digits", "imagefolder:PATH", "parquet:PATH")
+FORMS = ("digits", "imagefolder:PATH", "parquet:PATH", "torchvision:NAME:ROOT")
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
@@ -116,7 +120,10 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _read_parquet(path: str) -> Listing:
-    """Rows in file order. Labels are renumbered 0..C-1 in their own order, so a file may hold only some of them."""
+    """Rows in file order. Labels are renumbered 0..C-1 in their own order, so a file may hold only some of them.
+
+    Files that Hugging Face's datasets writes are read as they are: images as structs, class names in the schema.
+    """
     place = Path(path).expanduser()
     file = _open_parquet(place)
     columns = [name for name in ("label", "label_name", "split") if name in file.schema_arrow.names]
@@ -126,7 +133,7 @@ def _read_parquet(path: str) -> Listing:
     _check_rows("label must be an integer >= 0", labels, lambda label: label is not None and label >= 0)
     splits = table.get("split", ["train"] * len(labels))
     _check_rows(f"split must be one of {', '.join(PART_NAMES)}", splits, PART_NAMES.__contains__)
-    names = _names_of(labels, table.get("label_name", labels))
+    names = _names_of(labels, table.get("label_name") or _names_in_schema(file.schema_arrow, labels))
     number = {label: index for index, label in enumerate(names)}
     return Listing(
         name=place.stem,
@@ -145,9 +152,11 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
         file = pq.ParquetFile(path)
     types = {column.name: column.type for column in file.schema_arrow}
     image, label = types.get("image", pa.null()), types.get("label", pa.null())
+    if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:
+        image = image.field("bytes").type
     if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)) or not pa.types.is_integer(label):
         raise DataError(
-            f"{path} must have the columns image (binary: an encoded image) and label (an integer), got "
+            f"{path} must have the columns image (binary: an encoded image; or a struct with bytes) and label (an integer), got "
             f"{some([f'{name} ({type_})' for name, type_ in types.items()])}; rename or convert them"
         )
     return file
@@ -164,7 +173,17 @@ def _parquet_errors(path: Path) -> Iterator[None]:
 def _images_of(file: pq.ParquetFile, path: Path) -> Iterator[Encoded]:
     with _parquet_errors(path):
         for batch in file.iter_batches(batch_size=1024, columns=["image"]):
-            yield from batch.column(0).to_pylist()
+            column = batch.column(0)
+            yield from (pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column).to_pylist()
+
+
+def _names_in_schema(schema: pa.Schema, labels: Sequence[int]) -> Sequence[Any]:
+    """The name of each label as Hugging Face's datasets notes it; the labels themselves where there is none."""
+    try:
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]
+        return [str(names[label]) for label in labels]
+    except (KeyError, IndexError, TypeError, ValueError):
+        return labels
 
 
 def _names_of(labels: Sequence[int], names: Sequence[Any]) -> dict[int, str]:
@@ -196,10 +215,10 @@ def _unknown_spec(spec: str) -> str:
     elif spec and not path and Path(spec).is_dir():
         meant = f"imagefolder:{spec}"
     else:
-        close = difflib.get_close_matches(kind.lower(), _READERS, n=1, cutoff=0.5)
-        meant = next((form for form in FORMS if close and form.startswith(close[0])), "").replace(
-            "PATH", path or "PATH"
-        )
+        forms = {form.partition(":")[0]: form for form in FORMS}
+        forms |= {name.lower(): f"torchvision:{name}:PATH" for name in SETS}  # a set's name alone
+        close = difflib.get_close_matches(kind.lower(), forms, n=1, cutoff=0.6)
+        meant = forms[close[0]].replace("PATH", path or "PATH") if close else ""
     hint = f"did you mean {meant}?" if meant else "set data.source to one of them"
     return f"a source must be {', '.join(FORMS[:-1])} or {FORMS[-1]}, got {spec!r}; {hint}"
 
@@ -208,4 +227,5 @@ _READERS: Mapping[str, Callable[[str], Listing]] = {
     "digits": _read_digits,
     "imagefolder": _read_imagefolder,
     "parquet": _read_parquet,
+    "torchvision": read_torchvision,
 }

@@ -17,7 +17,9 @@ from dass.seeding import generator
 class DataConfig:
     """Where images come from and how they become tasks."""
 
-    source: str = field(default="digits", metadata={"help": "digits, imagefolder:PATH or parquet:PATH"})
+    source: str = field(
+        default="digits", metadata={"help": "digits, imagefolder:PATH, parquet:PATH or torchvision:NAME:ROOT"}
+    )
     resolution: int = field(default=32, metadata={"help": "side of the square images in pixels, divisible by 8"})
     split: Literal["classes", "tiny10", "tiny10_disjoint"] = field(
         default="classes",

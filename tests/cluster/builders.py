@@ -33,9 +33,9 @@ def make_run(
     return Run(task, teacher, Student(((16, 32), (64, number + 1))), Recipe(epochs=epochs), seed)
 
 
-def make_record(run: Run, *, attempt: int = 1, status: Status = Status.FINISHED) -> Record:
+def make_record(run: Run, *, attempt: int = 1, incarnation: int = 0, status: Status = Status.FINISHED) -> Record:
     result = Result(status, (POINT,), 10.0, 62.5, 62.5, 1.25, diverged_epoch=3 if status is Status.DIVERGED else None)
-    return Record(run, result, 1000, 200, 10, 32, replace(PROVENANCE, attempt=attempt))
+    return Record(run, result, 1000, 200, 10, 32, replace(PROVENANCE, attempt=attempt, incarnation=incarnation))
 
 
 @dataclass
@@ -71,6 +71,8 @@ class RemoteMemoryStore:
         return key in self.objects
 
     def size(self, key: str) -> int:
+        if key not in self.objects:
+            raise ObjectNotFoundError(key)
         return len(self.objects[key])
 
     def list(self, prefix: str = "") -> Iterator[str]:
@@ -129,7 +131,17 @@ results = st.builds(
     st.none() | _count,
 )
 provenances = st.builds(
-    Provenance, _text, _finite, _count, _text, _text, _count, _text, _text, st.dictionaries(_text, _text, max_size=3)
+    Provenance,
+    _text,
+    _finite,
+    _count,
+    _text,
+    _text,
+    _count,
+    _text,
+    _text,
+    st.dictionaries(_text, _text, max_size=3),
+    _count,
 )
 records = st.builds(
     Record, runs, results, st.integers(0, 2**62), st.integers(0, 2**62), _count, _count, provenances, st.none() | _text

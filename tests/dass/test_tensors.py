@@ -1,6 +1,7 @@
 import hashlib
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from dass.errors import StoreError
-from dass.tensors import pack_tensors, sha256, unpack_tensors
+from dass.tensors import file_sha256, open_tensors, pack_tensors, packed_sha256, sha256, unpack_tensors
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
+DTYPES = (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint64, torch.uint32, torch.uint16, torch.uint8, torch.bool, torch.complex64,
+)  # fmt: skip
 TENSORS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(7)}
 HEADER = {"version": 1, "classes": ["é", "b"], "score": 0.1, "none": None}
 
@@ -44,6 +48,46 @@ def test_tensors_and_header_come_back(packed: dict[str, torch.Tensor], header: d
     for name, tensor in packed.items():
         assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
         assert torch.equal(found[name], tensor)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(st.text(min_size=1, max_size=8), tensors(), max_size=6), st.dictionaries(st.text(), json_values))
+def test_the_bytes_are_those_that_the_library_writes(packed: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
+    packed.pop("__metadata__", None)
+    expected = save(packed, metadata={"header": json.dumps(header, sort_keys=True)})
+    assert pack_tensors(packed, header) == expected
+    assert packed_sha256(packed, header) == hashlib.sha256(expected).hexdigest()
+
+
+def test_tensors_of_all_types_lie_in_the_order_of_the_library() -> None:
+    packed = {f"{'ba'[i % 2]}{dtype}": torch.ones(i + 1, dtype=dtype) for i, dtype in enumerate(DTYPES)}
+    packed |= {f"{name}, again": tensor.clone() for name, tensor in packed.items()}
+    assert pack_tensors(packed) == save(packed, metadata={"header": "{}"})
+
+
+def test_a_file_is_mapped_and_never_written_to(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(pack_tensors(TENSORS, HEADER))
+    found, header = open_tensors(path)
+    assert header == HEADER
+    assert all(torch.equal(found[name], tensor) for name, tensor in TENSORS.items())
+    found["b"].zero_()
+    path.unlink()
+    assert found["b"].sum() == 0
+    path.write_bytes(pack_tensors(TENSORS, HEADER))
+    assert torch.equal(open_tensors(path)[0]["b"], TENSORS["b"])
+    assert file_sha256(path) == packed_sha256(TENSORS, HEADER)
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    data = pack_tensors(TENSORS, HEADER)
+    for size in (0, 7, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:size])
+        with pytest.raises(StoreError, match="delete it and run the job that wrote it again"):
+            open_tensors(path)
+    with pytest.raises(FileNotFoundError):
+        open_tensors(tmp_path / "absent")
 
 
 def test_not_a_number_in_a_tensor_comes_back_bit_by_bit() -> None:

@@ -126,7 +126,7 @@ def test_a_store_of_a_newer_version_is_refused_at_once(verb: str, tmp_path: Path
     (tmp_path / "schema.json").write_text(json.dumps({"schema": 99}))
     recipe = () if verb == "status" else SMOKE
     assert refusal(tmp_path, verb, *recipe, code=1) == (
-        "schema.json must have a version of at most 1 to be read here, got 99; upgrade the package dass"
+        "schema.json must have a version of at most 2 to be read here, got 99; upgrade the package dass"
     )
     (tmp_path / "schema.json").write_text(json.dumps({"schema": 1, "id_version": 7}))
     assert "id_version in schema.json must have a version of at most 1" in refusal(tmp_path, verb, *recipe, code=1)
@@ -159,7 +159,7 @@ def test_a_store_elsewhere_is_refused(store: str, message: str) -> None:
 
 
 def test_an_unknown_source_names_the_forms_and_the_nearest(new: Path, done: Path, tmp_path: Path) -> None:
-    forms = "a source must be digits, imagefolder:PATH or parquet:PATH, got"
+    forms = "a source must be digits, imagefolder:PATH, parquet:PATH or torchvision:NAME:ROOT, got"
     for verb in ("data", "teachers", "collect", "meta-train", "quickstart"):
         assert refusal(new, verb, "--dry-run", *SMOKE, "--data", "digit") == f"{forms} 'digit'; did you mean digits?"
     for verb in ("search", "distil", "report"):

@@ -1,5 +1,6 @@
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,18 @@ def test_id_is_the_hash_of_the_bytes_on_both_sides() -> None:
     data = pack.to_bytes()
     assert pack.id == hashlib.sha256(data).hexdigest() == Pack.from_bytes(data).id
     assert Pack.from_bytes(data).to_bytes() == data
+
+
+def test_a_file_gives_the_same_pack_as_its_bytes(tmp_path: Path) -> None:
+    pack, path = make_pack(), tmp_path / "pack"
+    path.write_bytes(pack.to_bytes())
+    again = Pack.from_file(path)
+    assert again.id == pack.id
+    assert torch.equal(again.images, pack.images)
+    assert again.to_bytes() == pack.to_bytes()
+    path.write_bytes(pack.to_bytes()[:-1])
+    with pytest.raises(StoreError):
+        Pack.from_file(path)
 
 
 def test_id_is_that_of_the_values_whatever_their_strides() -> None:

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,28 @@ def test_parquet_rows_keep_their_order_names_and_parts(tmp_path: Path) -> None:
     assert (pack.class_names, pack.name, pack.resolution) == (("cat", "dog"), "pets", 16)
 
 
+@pytest.mark.parametrize("has_metadata", [True, False])
+def test_parquet_in_the_layout_of_hugging_face(tmp_path: Path, has_metadata: bool) -> None:
+    images = pa.array([{"bytes": png(i), "path": f"{i}.png"} for i in range(4)])
+    table = pa.table({"image": images, "label": [7, 2, 7, 2]})
+    names = [f"class {i}" for i in range(9)]
+    features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+    if has_metadata:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, tmp_path / "x.parquet")
+    pack = read_source(f"parquet:{tmp_path}/x.parquet", 8)
+    assert values(pack) == [0, 1, 2, 3]
+    assert pack.labels.tolist() == [1, 0, 1, 0]
+    assert pack.class_names == (("class 2", "class 7") if has_metadata else ("2", "7"))
+
+
+def test_an_image_of_that_layout_without_bytes_is_named(tmp_path: Path) -> None:
+    rows = [{"bytes": png(0), "path": None}, None, {"bytes": None, "path": "2.png"}, {"bytes": png(3), "path": None}]
+    images = pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    with pytest.raises(DataError, match=r"got 2 of 4 that do not: row 1 \(no bytes\), row 2 \(no bytes\)"):
+        read_source(write_parquet(tmp_path / "x.parquet", {"image": images, "label": [0, 0, 1, 1]}), 8)
+
+
 def test_parquet_without_names_and_splits_numbers_its_labels_again(tmp_path: Path) -> None:
     columns = {"image": [png(i) for i in range(6)], "label": [40, 7, 40, 7, 9, 9]}
     pack = read_source(write_parquet(tmp_path / "x.parquet", columns), 8)
@@ -154,7 +177,9 @@ def test_bad_images_are_named_by_path_and_by_row(tmp_path: Path) -> None:
 def test_an_unknown_source_names_the_forms_and_the_nearest(spec: str, hint: str) -> None:
     with pytest.raises(DataError) as caught:
         read_source(spec, 8)
-    assert f"must be digits, imagefolder:PATH or parquet:PATH, got {spec!r}; {hint}" in str(caught.value)
+    assert f"must be digits, imagefolder:PATH, parquet:PATH or torchvision:NAME:ROOT, got {spec!r}; {hint}" in str(
+        caught.value
+    )
 
 
 def test_the_resolution_is_checked_before_the_path() -> None:
@@ -196,6 +221,7 @@ IMAGES = [png(i) for i in range(4)]
         ({"label": [0, 0, 1, 1]}, r"columns image .* got label \(int64\)"),
         ({"image": IMAGES}, r"and label \(an integer\), got image \(binary\)"),
         ({"image": ["a.png"] * 4, "label": [0, 0, 1, 1]}, r"got image \(string\)"),
+        ({"image": [{"path": "a.png"}] * 4, "label": [0, 0, 1, 1]}, r"got image \(struct<path: string>\)"),
         ({"image": IMAGES, "label": ["a", "a", "b", "b"]}, r"label \(string\); rename or convert"),
         ({"image": IMAGES, "label": [0, -1, 1, 1]}, r"label must be an integer >= 0, got -1 in row 1 \(1 of 4 rows\)"),
         ({"image": IMAGES, "label": [0, None, 1, None]}, r"got None in row 1 \(2 of 4 rows\)"),
