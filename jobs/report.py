@@ -1,5 +1,6 @@
-"""`report`: gather what the store knows and write one HTML page into it."""
+"""`report`: gather what the store knows and write one HTML page and its facts into it."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,26 +14,30 @@ from dass.data.tasks import TaskSet
 from dass.errors import ObjectNotFoundError
 from dass.predictor import load_predictor
 from dass.records import Record, Run, Status, Student, Task
-from dass.report import Final, MetaPoint, Observed, PageData, Phase, ScoredPoint, TaskRow, facts, render, verdict
+from dass.report import Final, MetaPoint, Observed, PageData, Phase, RunRow, TaskRow, TuneTrial, facts, render, verdict
 from dass.report.model import TaskRole
+from dass.search.ranking import Candidate
 from jobs import collect, teachers
 from jobs.distil import candidates_of
 from jobs.job import Job
 from jobs.target import scorer_of, target_task
 
 PAGE = "report.html"
+FACTS = "report.json"
 PHASES = "phases"
 
 
 def run(job: Job, source: str | None = None) -> dict[str, Any]:
-    """Write report.html into the store and print its path and the verdict."""
+    """Write report.html and its facts, report.json, into the store; print the page's path and the verdict."""
     page = page_of(job.reader, target_task(job.reader, source))
-    place = f"{job.store.url}/{PAGE}"
+    place, known = f"{job.store.url}/{PAGE}", facts(page)
     if not job.dry_run:
         job.store.put(PAGE, render(page).encode())
+        job.store.put(FACTS, json.dumps(known, separators=(",", ":"), allow_nan=False).encode())
     job.console.tell(verdict(page))
     job.console.tell(f"would write {place}" if job.dry_run else f"Report: {place}")
-    return {**facts(page), "report": place, "verdict": verdict(page), "dry_run": job.dry_run}
+    short = {name: value for name, value in known.items() if name != "runs"}  # thousands of rows: report.json has them
+    return {**short, "report": place, "facts": f"{job.store.url}/{FACTS}", "dry_run": job.dry_run}
 
 
 def page_of(job: Job, task: Task) -> PageData:
@@ -56,7 +61,7 @@ def page_of(job: Job, task: Task) -> PageData:
         largest=job.space.largest,
         max_macs=found.get("max_macs"),
         max_params=found.get("max_params"),
-        candidates=tuple(ScoredPoint(c.student, c.score, c.macs, c.params) for c in candidates_of(found)),
+        candidates=tuple(candidates_of(found)),
         finals=tuple(
             Final(role, _student(final), predicted.get(_student(final)), _present(final["runs"], records))
             for role, final in finals.items()
@@ -67,6 +72,8 @@ def page_of(job: Job, task: Task) -> PageData:
             if record.run.student in predicted
         ),
         tasks=tuple(_task_row(row, role, planned, records, found) for role, row in _roles(tasks, task)),
+        runs=_runs(tasks, task, records),
+        tuning=_tuning(_latest(job, "tuning")),
         meta=tuple(
             MetaPoint(point["episode"], point["loss"], point["valid_spearman"])
             for point in meta.get("curve", ())
@@ -123,9 +130,9 @@ def _predictions(
     return dict(zip(students, scorer.score(students).tolist(), strict=True))
 
 
-def _point(task: Task, student: Student, score: float) -> ScoredPoint:
+def _point(task: Task, student: Student, score: float) -> Candidate:
     cost = count_macs(student, task.resolution, task.num_classes), count_params(student, task.num_classes)
-    return ScoredPoint(student, score, *cost)
+    return Candidate(student, score, *cost)
 
 
 def _roles(tasks: TaskSet, target: Task) -> list[tuple[TaskRole, Task]]:
@@ -151,6 +158,45 @@ def _task_row(
         finished=len(finished),
         diverged=len(ended) - len(finished),
         accuracies_pct=tuple(accuracy for accuracy in accuracies if accuracy is not None),
+    )
+
+
+def _runs(tasks: TaskSet, target: Task, records: Mapping[str, Record]) -> tuple[RunRow, ...]:
+    """Every distilled student, task by task in the order of the tasks; teachers are in the table of the tasks."""
+    names = {task.id: task.name for _, task in _roles(tasks, target)}
+    order = {task_id: place for place, task_id in enumerate(names)}
+    distilled = [record for record in records.values() if record.run.teacher is not None and record.run.task in names]
+    distilled.sort(key=lambda r: (order[r.run.task], r.run.recipe.epochs, r.run.student.key, r.run.seed))
+    return tuple(
+        RunRow(
+            task=names[record.run.task],
+            student=record.run.student,
+            macs=record.macs,
+            params=record.params,
+            accuracy_pct=record.result.best_accuracy_pct,
+            status=record.result.status.value,
+            seed=record.run.seed,
+            epochs=record.run.recipe.epochs,
+            seconds=record.provenance.seconds,
+        )
+        for record in distilled
+    )
+
+
+def _tuning(found: Mapping[str, Any]) -> tuple[TuneTrial, ...]:
+    """The trials of the last tuning, each with the settings that are not the same in all of them."""
+    trials = found.get("trials", ())
+    texts = {name: {json.dumps(t["settings"].get(name)) for t in trials} for t in trials for name in t["settings"]}
+    return tuple(
+        TuneTrial(
+            number=trial["number"],
+            settings={name: value for name, value in trial["settings"].items() if len(texts[name]) > 1},
+            status=trial["status"],
+            curve=tuple((episode, None if value is None else float(value)) for episode, value in trial["curve"]),
+            seed_spearmans=tuple(float(value) for value in trial["seed_spearmans"]),
+            is_winner=trial["number"] == found["winner"],
+        )
+        for trial in trials
     )
 
 

@@ -1,7 +1,8 @@
 """What a search found, as facts, as one or two sentences, and as one self-contained HTML page. Writes nothing."""
 
-from dass.report.model import Final, MetaPoint, Observed, PageData, Phase, ScoredPoint, TaskRow
-from dass.report.page import facts, render
+from dass.report.model import Final, MetaPoint, Observed, PageData, Phase, RunRow, TaskRow, TuneTrial
+from dass.report.page import render
+from dass.report.summary import facts
 from dass.report.wording import verdict
 
 __all__ = [
@@ -10,8 +11,9 @@ __all__ = [
     "Observed",
     "PageData",
     "Phase",
-    "ScoredPoint",
+    "RunRow",
     "TaskRow",
+    "TuneTrial",
     "facts",
     "render",
     "verdict",

@@ -1,72 +1,30 @@
-"""The pictures of the page as SVG text. The only file that imports matplotlib, and it never touches pyplot.
+"""The pictures of the page as SVG text, each in both sizes of `canvas`."""
 
-Each picture comes in two sizes: `wide` for a column of text and `compact` for a telephone; one unit is one CSS pixel,
-so letters keep their size. Text stays text. Every colour of `PALETTE` becomes a CSS variable with that colour as its
-fallback, so a picture follows the page from light to dark and is complete without it.
-"""
-
-import io
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from dass.records import Record, Status, Student
+from dass.report.canvas import (
+    ACCENT,
+    CARD,
+    CLOUD,
+    INK,
+    MUTED,
+    WIDTH,
+    Size,
+    add_legend,
+    draw,
+    make_axes,
+    name_axes,
+    place,
+)
 from dass.report.findings import accuracy, cost_of, estimate, frontier, is_finite, pairs
-from dass.report.model import PageData
-from dass.report.wording import count
-
-Size = Literal["wide", "compact"]
-
-PALETTE = {
-    "ink": "#1b2330",
-    "muted": "#687385",
-    "cloud": "#8b97a8",
-    "line": "#dde2e9",
-    "accent": "#0b7f78",
-    "card": "#fdfdfe",
-}
-INK, MUTED, CLOUD, LINE, ACCENT, CARD = PALETTE.values()
-WIDTH: dict[Size, int] = {"wide": 820, "compact": 340}
-SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "text.color": INK,
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 11,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": MUTED,
-    "axes.labelsize": 11,
-    "axes.titlesize": 11,
-    "axes.titlecolor": MUTED,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "legend.borderpad": 0,
-    "legend.borderaxespad": 0,
-    "legend.handletextpad": 0.5,
-    "legend.columnspacing": 1.6,
-}
-"""rcParams, since the font type and the salt of the ids can be set nowhere else; they hold only while one draws."""
+from dass.report.model import PageData, TuneTrial
 
 
 @dataclass(frozen=True)
@@ -86,6 +44,7 @@ LOOKS = {
     "teacher": Look(INK, "*", ":", 13),
 }
 OTHER = Look(MUTED, "D", "--", 6.5)
+TRIAL_ENDS = {"finished": "o", "stopped": "|", "failed": "x"}
 
 
 def architecture(student: Student, teacher: Student, resolution: int, size: Size) -> str:
@@ -116,14 +75,14 @@ def architecture(student: Student, teacher: Student, resolution: int, size: Size
                     axes.add_patch(layout.bar(along, ours[block] / widest)).set(facecolor=colour, linewidth=0)
                     layout.write_width(axes, along, str(ours[block]))
 
-    return _svg(f"architecture-{size}", size, layout.height, paint)
+    return draw(f"architecture-{size}", size, layout.height, paint)
 
 
 def plane(page: PageData, size: Size) -> str:
     """Accuracy over MACs: the candidates as predicted, the finals and the teacher as they came out on valid."""
 
-    def paint(figure: Figure) -> None:
-        (axes,) = _axes(figure)
+    def paint(figure: Figure) -> str:
+        (axes,) = make_axes(figure)
         _draw_cloud(axes, page)
         if page.max_macs is not None:
             axes.axvline(page.max_macs, color=MUTED, linewidth=1, dashes=(2, 3), label="budget")
@@ -133,11 +92,15 @@ def plane(page: PageData, size: Size) -> str:
                 _draw_surprise(axes, final.role, cost.macs, final.predicted, actual.mean)
         if page.teacher is not None and (top := accuracy(page.teacher, "valid")) is not None:
             _mark(axes, "teacher", page.teacher.macs, top)
-        axes.xaxis.set_major_locator(MaxNLocator(6 if size == "wide" else 4))
-        _name(axes, "MACs", "accuracy on valid, %", has_macs=True)
-        _add_legend(figure, axes, columns=7 if size == "wide" else 2)
+        axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 4 * low else MaxNLocator(4))
+        axes.xaxis.set_minor_locator(NullLocator())
+        name_axes(axes, "MACs, logarithmic", "accuracy on valid, %", has_macs=True)
+        add_legend(figure, axes, columns=7 if size == "wide" else 2)
+        return _choice(figure, axes, page)
 
-    return _svg(f"plane-{size}", size, 450 if size == "wide" else 400, paint)
+    return draw(f"plane-{size}", size, 450 if size == "wide" else 400, paint)
 
 
 def agreement(page: PageData, size: Size) -> str:
@@ -145,7 +108,7 @@ def agreement(page: PageData, size: Size) -> str:
     known = pairs(page)
 
     def paint(figure: Figure) -> None:
-        by_score, by_macs = _axes(figure, panels=2, size=size)
+        by_score, by_macs = make_axes(figure, panels=2, size=size)
         for axes, values in ((by_score, [p.predicted for p in known]), (by_macs, [float(p.macs) for p in known])):
             seen = [(value, pair.actual) for value, pair in zip(values, known, strict=True) if pair.role is None]
             axes.plot([x for x, _ in seen], [y for _, y in seen], "o", ms=6, color=CLOUD, mec=CARD, mew=0.6)
@@ -155,10 +118,10 @@ def agreement(page: PageData, size: Size) -> str:
             axes.xaxis.set_major_locator(MaxNLocator(5))
         low, high = (pick(v for p in known for v in (p.predicted, p.actual)) for pick in (min, max))
         by_score.plot([low, high], [low, high], color=MUTED, linewidth=1, dashes=(2, 3), zorder=1)
-        _name(by_score, "predicted, %", "actual, %")
-        _name(by_macs, "MACs", "actual, %", has_macs=True)
+        name_axes(by_score, "predicted, %", "actual, %")
+        name_axes(by_macs, "MACs", "actual, %", has_macs=True)
 
-    return _svg(f"agreement-{size}", size, 380 if size == "wide" else 620, paint)
+    return draw(f"agreement-{size}", size, 380 if size == "wide" else 620, paint)
 
 
 def curves(page: PageData, size: Size) -> str:
@@ -167,7 +130,7 @@ def curves(page: PageData, size: Size) -> str:
     runs += [(final.role, record) for final in page.finals for record in final.records]
 
     def paint(figure: Figure) -> None:
-        (axes,) = _axes(figure)
+        (axes,) = make_axes(figure)
         for role, record in runs:
             _draw_curve(axes, role, record)
         settled = [
@@ -181,10 +144,10 @@ def curves(page: PageData, size: Size) -> str:
             pad = 0.06 * (max(settled) - min(settled))
             axes.set_ylim(min(settled) - pad, max(settled) + pad)
         axes.xaxis.set_major_locator(MaxNLocator(8 if size == "wide" else 5, integer=True))
-        _name(axes, "epoch", "accuracy on valid, %")
-        _add_legend(figure, axes, columns=6 if size == "wide" else 3)
+        name_axes(axes, "epoch", "accuracy on valid, %")
+        add_legend(figure, axes, columns=6 if size == "wide" else 3)
 
-    return _svg(f"curves-{size}", size, 400 if size == "wide" else 340, paint)
+    return draw(f"curves-{size}", size, 400 if size == "wide" else 340, paint)
 
 
 def meta(page: PageData, size: Size) -> str:
@@ -192,7 +155,7 @@ def meta(page: PageData, size: Size) -> str:
     checks = [(p.episode, p.valid_spearman) for p in page.meta if is_finite(p.valid_spearman)]
 
     def paint(figure: Figure) -> None:
-        loss, rank = _axes(figure, panels=2, size=size)
+        loss, rank = make_axes(figure, panels=2, size=size)
         episodes, losses = [p.episode for p in page.meta], [p.loss for p in page.meta]
         loss.plot(episodes, losses, color=CLOUD, linewidth=0.8, alpha=0.55, rasterized=True)
         loss.plot(episodes, _running_mean(losses), color=INK, linewidth=1.6)
@@ -202,9 +165,23 @@ def meta(page: PageData, size: Size) -> str:
             rank.plot(*best, "o", ms=8, color=ACCENT, mec=CARD, mew=1)
         for axes, label in ((loss, "loss"), (rank, "Spearman on meta-valid")):
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            _name(axes, "episode", label)
+            name_axes(axes, "episode", label)
 
-    return _svg(f"meta-{size}", size, 320 if size == "wide" else 540, paint)
+    return draw(f"meta-{size}", size, 320 if size == "wide" else 540, paint)
+
+
+def tuning(trials: Sequence[TuneTrial], size: Size) -> str:
+    """Spearman on the meta-validation tasks over the episodes: one line per trial of the tuning, the winner's on top."""
+
+    def paint(figure: Figure) -> None:
+        (axes,) = make_axes(figure)
+        for trial in trials:
+            _draw_trial(axes, trial)
+        axes.xaxis.set_major_locator(MaxNLocator(8 if size == "wide" else 5, integer=True))
+        name_axes(axes, "episode", "Spearman on meta-valid")
+        add_legend(figure, axes, columns=4 if size == "wide" else 2)
+
+    return draw(f"tuning-{size}", size, 400 if size == "wide" else 340, paint)
 
 
 @dataclass(frozen=True)
@@ -258,9 +235,17 @@ def _draw_cloud(axes: Axes, page: PageData) -> None:
     if macs:
         axes.scatter(macs, scores, s=9, c=CLOUD, alpha=0.3, linewidths=0, rasterized=True)
         axes.plot([], [], "o", ms=5, color=CLOUD, mew=0, label="candidates")
-        edge = frontier(page.candidates)
+        edge = frontier(page)
         x, y = [p.macs for p in edge], [p.score for p in edge]
         axes.step(x, y, where="post", color=INK, linewidth=1.3, label="predicted frontier")
+
+
+def _choice(figure: Figure, axes: Axes, page: PageData) -> str:
+    """A ring for the page's slider to move: the points of the predicted frontier, by rising MACs, as `x,y x,y`."""
+    corners = (place(figure, axes, point.macs, point.score) for point in frontier(page))
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
+    ring = f"fill: none; stroke: var(--accent, {ACCENT}); stroke-width: 2.5"
+    return f'<g class="choice" data-points="{points}"><circle r="9" style="{ring}"/></g>' if points else ""
 
 
 def _draw_surprise(axes: Axes, role: str, macs: float, predicted: float | None, actual: float) -> None:
@@ -283,50 +268,32 @@ def _draw_curve(axes: Axes, role: str, record: Record) -> None:
     axes.plot(epochs[-1], values[-1], end, color=look.colour, ms=look.size * 0.7, mew=1, zorder=above + 2)
 
 
+def _draw_trial(axes: Axes, trial: TuneTrial) -> None:
+    known = [(episode, value) for episode, value in trial.curve if is_finite(value)]
+    if not known:
+        return
+    label = "winner" if trial.is_winner else trial.status
+    colour, width = (ACCENT, 2.4) if trial.is_winner else (INK, 1.1) if trial.status == "finished" else (CLOUD, 0.9)
+    above = 5 if trial.is_winner else 3 if trial.status == "finished" else 2
+    episodes, values = [episode for episode, _ in known], [value for _, value in known]
+    axes.plot(episodes, values, color=colour, linewidth=width, zorder=above)
+    axes.plot(
+        episodes[-1],
+        values[-1],
+        TRIAL_ENDS[trial.status],
+        color=colour,
+        ms=6,
+        mew=1.2,
+        zorder=above,
+        ls="",
+        label=label,
+    )
+
+
 def _mark(axes: Axes, role: str, x: float, y: float) -> None:
     look = LOOKS.get(role, OTHER)
     above = 6 if role == "recommended" else 5
     axes.plot(x, y, look.marker, ms=look.size, color=look.colour, mec=CARD, mew=1, label=role, zorder=above)
-
-
-def _axes(figure: Figure, *, panels: int = 1, size: Size = "wide") -> list[Axes]:
-    """Axes with fixed margins in pixels: side by side when wide, one under the other when compact."""
-    columns, rows = (panels, 1) if size == "wide" else (1, panels)
-    width, height = figure.get_size_inches() * 72
-    left, right, bottom, top = 38, 14, 40, 30
-    return [
-        figure.add_axes(
-            (
-                (panel % columns) / columns + left / width,
-                1 - (panel // columns + 1) / rows + bottom / height,
-                1 / columns - (left + right) / width,
-                1 / rows - (bottom + top) / height,
-            )
-        )
-        for panel in range(panels)
-    ]
-
-
-def _name(axes: Axes, x: str, y: str, *, has_macs: bool = False) -> None:
-    axes.set_xlabel(x, loc="right")
-    axes.set_title(y)
-    if has_macs:
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value) if value >= 0 else ""))
-
-
-def _add_legend(figure: Figure, axes: Axes, columns: int) -> None:
-    """One entry per label, above the axes, which give up the height that its rows need."""
-    handles, labels = axes.get_legend_handles_labels()
-    by_label = dict(zip(labels, handles, strict=True))
-    if not by_label:
-        return
-    width, height = figure.get_size_inches() * 72
-    figure.legend(
-        by_label.values(), by_label.keys(), loc="upper left", ncols=columns, bbox_to_anchor=(8 / width, 1 - 4 / height)
-    )
-    box = axes.get_position()
-    rows = -(-len(by_label) // columns)
-    axes.set_position((box.x0, box.y0, box.width, box.height - (rows * 17 + 4) / height))
 
 
 def _running_mean(values: Sequence[float]) -> list[float]:
@@ -334,26 +301,3 @@ def _running_mean(values: Sequence[float]) -> list[float]:
     reach = len(values) // 40
     windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]
-
-
-def _svg(name: str, size: Size, height: int, paint: Callable[[Figure], None]) -> str:
-    """The painted figure as an `<svg>` element: no XML prologue, no metadata, ids that are unique on a page."""
-    text = io.StringIO()
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(SETTINGS)
-        mpl.rcParams["svg.hashsalt"] = name
-        figure = Figure(figsize=(WIDTH[size] / 72, height / 72))
-        paint(figure)
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(text, format="svg", dpi=144, transparent=True, metadata=nothing)
-    svg = text.getvalue()[text.getvalue().index("<svg") :].rstrip()
-    for pattern, replacement in (
-        (r' (?:width|height)="[\d.]+pt"', ""),  # the page decides how large it is
-        (r"<defs>\s*<style.*?</style>\s*</defs>", ""),  # inline, its rule for `*` would style the whole page
-        (r"font-family: [^;]*;", "font-family: var(--sans, sans-serif);"),
-        (r'(?<= id=")|(?<=href="#)|(?<=url\(#)', f"{name}-"),
-        *((colour, f"var(--{variable}, {colour})") for variable, colour in PALETTE.items()),
-    ):
-        svg = re.sub(pattern, replacement, svg)
-    return svg

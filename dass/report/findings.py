@@ -9,7 +9,8 @@ from typing import Literal, TypeGuard
 from dass.cost import count_macs, count_params
 from dass.metrics import spearman
 from dass.records import Record, Status, Student
-from dass.report.model import Final, PageData, ScoredPoint
+from dass.report.model import Final, PageData
+from dass.search.ranking import Candidate, pareto
 
 Part = Literal["test", "valid"]
 Outcome = Literal["ahead", "tied", "behind"]
@@ -152,13 +153,15 @@ def cost_of(page: PageData, student: Student) -> Cost | None:
     return Cost(count_macs(student, page.resolution, num_classes), count_params(student, num_classes))
 
 
-def frontier(candidates: Iterable[ScoredPoint]) -> tuple[ScoredPoint, ...]:
-    """The candidates that no other beats at equal or fewer MACs, by rising MACs and rising score."""
-    best: list[ScoredPoint] = []
-    for point in sorted((p for p in candidates if is_finite(p.score)), key=lambda p: (p.macs, -p.score)):
-        if not best or point.score > best[-1].score:
-            best.append(point)
-    return tuple(best)
+def frontier(page: PageData) -> tuple[Candidate, ...]:
+    """The best predicted student of every budget of MACs: no other candidate is as cheap and scores higher."""
+    return tuple(pareto(candidate for candidate in page.candidates if is_finite(candidate.score)))
+
+
+def measured(page: PageData, student: Student) -> float | None:
+    """Mean accuracy on valid of a student that was distilled in full; None for every other student."""
+    found = estimate((r for final in page.finals if final.student == student for r in final.records), "valid")
+    return found.mean if found else None
 
 
 def pairs(page: PageData) -> tuple[Pair, ...]:

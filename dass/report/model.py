@@ -1,26 +1,19 @@
 """What the page shows, as plain values: the caller gathers them, the page only draws.
 
 Every part may be empty. A page made before the search or the distillation then says what is missing and which verb
-makes it. Accuracies are top-1 in percent; MACs and parameters are those on the target task at its resolution.
+makes it. Accuracies are top-1 in percent, as are the scores of candidates, which are predicted accuracies on the target's
+valid part; MACs and parameters are those on the target task at its resolution, except a run's, which are its own task's.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from dass.records import Record, Student
+from dass.search.ranking import Candidate
 
 TaskRole = Literal["meta-train", "meta-valid", "target"]
-
-
-@dataclass(frozen=True)
-class ScoredPoint:
-    """A student with its predicted accuracy on the target's valid part, and its cost."""
-
-    student: Student
-    score: float
-    macs: int
-    params: int
+TrialStatus = Literal["finished", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +35,7 @@ class Final:
 class Observed:
     """A student of the target task that was really distilled and that the predictor has not seen."""
 
-    point: ScoredPoint
+    point: Candidate
     record: Record
 
 
@@ -70,6 +63,37 @@ class MetaPoint:
 
 
 @dataclass(frozen=True)
+class RunRow:
+    """One distilled student as its record tells of it; the accuracy is that of the best epoch on valid."""
+
+    task: str
+    student: Student
+    macs: int
+    params: int
+    accuracy_pct: float | None
+    status: str
+    seed: int
+    epochs: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TuneTrial:
+    """One trial of the tuning of the meta-training.
+
+    settings: those that differ between the trials. curve: episode and Spearman on meta-validation, None where it was
+    undefined. seed_spearmans: one per seed, for finalists only.
+    """
+
+    number: int
+    settings: Mapping[str, Any]
+    status: TrialStatus
+    curve: tuple[tuple[int, float | None], ...] = ()
+    seed_spearmans: tuple[float, ...] = ()
+    is_winner: bool = False
+
+
+@dataclass(frozen=True)
 class Phase:
     """Wall time of one step of the way, in seconds."""
 
@@ -83,7 +107,8 @@ class PageData:
 
     largest: the teacher's architecture, which exists before any teacher is trained.
     max_macs, max_params: the budget of the search; None where it was not limited.
-    candidates: ranked, best first. notes: limits the reader should know, one sentence each.
+    candidates: ranked, best first. runs: every distilled student of every task. tuning: empty where none was made.
+    notes: limits the reader should know, one sentence each.
     """
 
     title: str
@@ -95,11 +120,13 @@ class PageData:
     largest: Student
     max_macs: int | None = None
     max_params: int | None = None
-    candidates: tuple[ScoredPoint, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
     finals: tuple[Final, ...] = ()
     observed: tuple[Observed, ...] = ()
     tasks: tuple[TaskRow, ...] = ()
+    runs: tuple[RunRow, ...] = ()
     meta: tuple[MetaPoint, ...] = ()
+    tuning: tuple[TuneTrial, ...] = ()
     phases: tuple[Phase, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -104,6 +104,7 @@ def missing(page: PageData) -> dict[str, str]:
         "meta": (not page.meta, "No predictor has been meta-trained: run `dass meta-train`."),
         "candidates": (not page.candidates, "No candidate has been scored: run `dass search`."),
         "finals": (not is_distilled, "No student has been distilled in full: run `dass distil`."),
+        "runs": (not page.runs, "No student has been distilled: run `dass collect`."),
         "observed": (
             not page.observed,
             "No student of the target was distilled for comparison: `dass collect` does so with collect.target_students, "

@@ -294,6 +294,12 @@ def test_a_report_is_one_page_beside_the_records(store: Path) -> None:
     page = (store / "report.html").read_text()
     assert value["report"] == str(store / "report.html")
     assert value["verdict"].split(".")[0] in page
+    stored = json.loads((store / "report.json").read_text())
+    assert stored.items() >= {name: value[name] for name in value.keys() - {"report", "facts", "dry_run"}}.items()
+    collected = [record for record in open_smoke(store).database.scan() if record.weights is None]
+    distilled = [pct for record in collected if (pct := record.result.best_accuracy_pct) is not None]
+    shown = [row[stored["runs"]["columns"].index("accuracy_pct")] for row in stored["runs"]["rows"]]
+    assert sorted(shown) == pytest.approx(sorted(distilled), abs=0.005)
     answer = call("report", *SMOKE, "--store", store)
     assert answer.out.splitlines() == [value["verdict"], f"Report: {store / 'report.html'}"]
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from dass.cost import count_macs, count_params
 from dass.records import CurvePoint, Provenance, Recipe, Record, Result, Run, Status, Student
-from dass.report import Final, MetaPoint, Observed, PageData, Phase, ScoredPoint, TaskRow
+from dass.report import Final, MetaPoint, Observed, PageData, Phase, RunRow, TaskRow, TuneTrial
+from dass.search.ranking import Candidate
 
 CLASSES = ("cat", "dog", "ship")
 RESOLUTION = 32
@@ -48,20 +49,42 @@ def final(role: str, student: Student, tests: Sequence[float], predicted: float 
     return Final(role, student, predicted, records)
 
 
-def scored(student: Student, score: float) -> ScoredPoint:
+def scored(student: Student, score: float) -> Candidate:
     """The student at its true cost."""
     num_classes = len(CLASSES)
-    return ScoredPoint(student, score, count_macs(student, RESOLUTION, num_classes), count_params(student, num_classes))
+    return Candidate(student, score, count_macs(student, RESOLUTION, num_classes), count_params(student, num_classes))
 
 
-def many_candidates(num: int) -> tuple[ScoredPoint, ...]:
-    """`num` points at made-up costs, ranked, led by `BEST`."""
+def many_candidates(num: int) -> tuple[Candidate, ...]:
+    """`num` different students at made-up costs and scores that tend to rise with them, ranked, led by `BEST`."""
     rng = random.Random(0)
-    points = [
-        ScoredPoint(RANDOM, 50 + 20 * rng.random(), rng.randrange(10**8, 10**9), rng.randrange(10**6))
-        for _ in range(num - 1)
-    ]
-    return (scored(BEST, 82.0), *sorted(points, key=lambda point: -point.score))
+    students = (Student(((8 + i % 50,), (8 + i // 50,), (128,), (256,))) for i in range(num - 1))
+    found = [scored(BEST, 82.0)]
+    for student in students:
+        effort = rng.random()
+        found.append(
+            Candidate(student, 40 + 25 * effort + 10 * rng.random(), int(10 ** (6 + 2 * effort)), rng.randrange(10**6))
+        )
+    return tuple(sorted(found, key=lambda candidate: -candidate.score))
+
+
+def many_runs(num: int) -> tuple[RunRow, ...]:
+    """`num` runs of five tasks, two students of each diverged; a comma and a quote stand in every task's name."""
+    rng = random.Random(1)
+    return tuple(
+        RunRow(
+            task=f'split "{i % 5}", of five',
+            student=Student(((rng.randrange(8, 64),), (64,), (rng.randrange(8, 256),) * rng.randrange(1, 6), (256,))),
+            macs=rng.randrange(10**6, 10**9),
+            params=rng.randrange(10**4, 10**6),
+            accuracy_pct=None if i < 10 else 100 * rng.random(),
+            status="diverged" if i < 10 else "finished",
+            seed=i % 3,
+            epochs=50,
+            seconds=600 * rng.random(),
+        )
+        for i in range(num)
+    )
 
 
 def empty_page(**parts: object) -> PageData:
@@ -105,6 +128,13 @@ def full_page(**parts: object) -> PageData:
             TaskRow("animals", "target", 3, None, 2, 0, 0),
         ),
         "meta": (MetaPoint(1, 0.9), MetaPoint(20, 0.5, 0.6), MetaPoint(40, 0.4, 0.8), MetaPoint(60, 0.4, 0.8)),
+        "runs": many_runs(20),
+        "tuning": (
+            TuneTrial(0, {"lr": 0.001}, "stopped", ((20, 0.1), (40, None), (60, 0.3))),
+            TuneTrial(1, {"lr": 0.01}, "finished", ((20, 0.2), (40, 0.5)), (0.5, 0.4, 0.3)),
+            TuneTrial(2, {"lr": 0.003}, "finished", ((20, 0.3), (40, 0.4)), (0.6, 0.5, 0.4), is_winner=True),
+            TuneTrial(3, {"lr": 9.0}, "failed"),
+        ),
         "phases": (Phase("collect", 7500.0), Phase("search", 2.5)),
         "provenance": {"code version": "0.1.0"},
         "notes": ("The classes are few.",),

@@ -92,6 +92,42 @@ def test_top_is_the_first_ten_in_rank() -> None:
     assert [point["predicted_pct"] for point in found["top"]] == [point.score for point in page.candidates[:10]]
 
 
+def test_runs_are_rows_under_named_columns() -> None:
+    page = full_page()
+    found = facts(page)["runs"]
+    assert len(found["rows"]) == len(page.runs)
+    first, last = (dict(zip(found["columns"], row, strict=True)) for row in (found["rows"][0], found["rows"][-1]))
+    assert (first["accuracy_pct"], first["status"]) == (None, "diverged")
+    run = page.runs[-1]
+    assert (last["task"], last["student"], last["macs"], last["params"]) == (
+        run.task,
+        run.student.key,
+        run.macs,
+        run.params,
+    )
+    assert last["accuracy_pct"] == pytest.approx(run.accuracy_pct, abs=0.005)
+    assert last["seconds"] == pytest.approx(run.seconds, abs=0.05)
+
+
+def test_frontier_holds_many_budgets_and_tells_who_was_distilled() -> None:
+    points = facts(full_page())["candidates"]["frontier"]
+    assert len(points) > 5
+    assert [point["valid_accuracy_pct"] for point in points] == [None] * (len(points) - 1) + [pytest.approx(86.0)]
+    assert points[-1]["student"] == BEST.key
+
+
+def test_trials_stand_winner_first_then_finalists_then_the_best_of_the_rest() -> None:
+    trials = facts(full_page())["tuning"]
+    assert [trial["number"] for trial in trials] == [2, 1, 0, 3]
+    assert (trials[0]["seeds_mean"], trials[0]["seeds_sd"]) == (pytest.approx(0.5), pytest.approx(0.1))
+    assert [trial["best_spearman"] for trial in trials] == [0.4, 0.5, 0.3, None]
+
+
+def test_texts_that_are_no_unicode_become_writable() -> None:
+    found = facts(empty_page(classes=("caf\udce9",)))
+    assert found["classes"] == ["caf?"]
+
+
 def test_empty_page_has_every_key_of_a_full_one() -> None:
     empty, full = facts(empty_page()), facts(full_page())
     assert empty.keys() == full.keys()

@@ -7,12 +7,20 @@ import pytest
 
 from dass.records import Student
 from dass.report import MetaPoint, PageData
-from dass.report.figures import PALETTE, Size, agreement, architecture, curves, meta, plane
+from dass.report.canvas import PALETTE, Size
+from dass.report.figures import agreement, architecture, curves, meta, plane, tuning
+from dass.report.findings import frontier
 from tests.dass.report.example import BEST, RANDOM, TEACHER, final, full_page, many_candidates, record
 
 SVG = "{http://www.w3.org/2000/svg}"
 SIZES: tuple[Size, ...] = ("wide", "compact")
-PICTURES = (plane, agreement, curves, meta)
+
+
+def tuning_of(page: PageData, size: Size) -> str:
+    return tuning(page.tuning, size)
+
+
+PICTURES = (plane, agreement, curves, meta, tuning_of)
 
 
 def drawn(size: Size) -> list[str]:
@@ -100,6 +108,23 @@ def test_drawing_leaves_the_settings_of_matplotlib_alone() -> None:
     before = dict(mpl.rcParams)
     plane(full_page(), "compact")
     assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_ring_has_a_place_on_the_drawn_frontier_for_each_of_its_points(size: Size) -> None:
+    page = full_page()
+    svg = plane(page, size)
+    corners = [tuple(map(float, place.split(","))) for place in re.findall(r'data-points="([^"]*)"', svg)[0].split()]
+    assert len(corners) == len(frontier(page)) > 3
+    assert corners == sorted(corners) == sorted(corners, key=lambda corner: -corner[1])
+    drawn = {tuple(map(float, pair)) for pair in re.findall(r"[ML] (-?[\d.]+) (-?[\d.]+)", svg)}
+    assert all(any(abs(x - a) + abs(y - b) < 0.2 for a, b in drawn) for x, y in corners)
+
+
+def test_trials_end_in_the_legend_as_they_ended() -> None:
+    svg = tuning(full_page().tuning, "wide")
+    assert [svg.count(f">{label}</text>") for label in ("winner", "finished", "stopped", "failed")] == [1, 1, 1, 0]
+    assert svg.count("stroke-width: 2.4") == 1
 
 
 def test_palette_has_one_colour_per_name() -> None:

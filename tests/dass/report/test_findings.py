@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dass.records import Student
-from dass.report import Final, ScoredPoint
-from dass.report.findings import Estimate, accuracy, controls, estimate, frontier, pooled_sd, reported_part
+from dass.report import Final
+from dass.report.findings import Estimate, accuracy, controls, estimate, frontier, measured, pooled_sd, reported_part
+from dass.search.ranking import Candidate
 from tests.dass.report.example import BEST, RANDOM, empty_page, final, full_page, record
 
 STUDENT = Student(((8,),))
@@ -16,7 +17,7 @@ STUDENT = Student(((8,),))
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=30))
 def test_frontier_is_what_nobody_beats(points: list[tuple[int, int]]) -> None:
-    candidates = [ScoredPoint(STUDENT, float(score), macs, 1) for macs, score in points]
+    candidates = [Candidate(STUDENT, float(score), macs, 1) for macs, score in points]
     undominated = {
         (p.macs, p.score)
         for p in candidates
@@ -24,15 +25,22 @@ def test_frontier_is_what_nobody_beats(points: list[tuple[int, int]]) -> None:
             (o.macs <= p.macs and o.score > p.score) or (o.macs < p.macs and o.score >= p.score) for o in candidates
         )
     }
-    found = [(p.macs, p.score) for p in frontier(candidates)]
+    found = [(p.macs, p.score) for p in frontier(full_page(candidates=tuple(candidates)))]
     assert len(found) == len(undominated)
     assert set(found) == undominated
     assert found == sorted(found)
 
 
 def test_frontier_leaves_out_scores_that_are_not_finite() -> None:
-    sound = ScoredPoint(STUDENT, 1.0, 20, 1)
-    assert frontier([ScoredPoint(STUDENT, math.nan, 10, 1), sound]) == (sound,)
+    sound = Candidate(STUDENT, 1.0, 20, 1)
+    candidates = (Candidate(STUDENT, math.inf, 5, 1), Candidate(STUDENT, math.nan, 10, 1), sound)
+    assert frontier(full_page(candidates=candidates)) == (sound,)
+
+
+def test_only_students_that_were_distilled_in_full_are_measured() -> None:
+    page = full_page()
+    assert measured(page, BEST) == pytest.approx(86.0)
+    assert measured(page, page.observed[0].record.run.student) is None
 
 
 def test_pooled_sd_weighs_by_degrees_of_freedom() -> None:

@@ -1,21 +1,25 @@
+import base64
+import hashlib
 import json
 import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
 from dass.cost import count_macs
 from dass.report import Final, PageData, facts, render
-from dass.report.wording import count
-from tests.dass.report.example import BEST, empty_page, final, full_page, many_candidates, record
+from dass.report.wording import correlation, count, duration, percent, times
+from tests.dass.report.example import BEST, TEACHER, empty_page, final, full_page, many_candidates, record
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "area", "base", "col", "embed", "source", "track", "wbr"}
 SECTIONS = (
-    "controls", "architecture", "plane", "agreement", "curves", "meta", "candidates", "finals", "tasks", "phases",
-    "provenance",
+    "controls", "architecture", "plane", "agreement", "curves", "meta", "tuning", "candidates", "finals", "runs", "tasks",
+    "phases", "provenance",
 )  # fmt: skip
 HOSTILE = (
     "</script><script>alert(1)</script>",
@@ -27,6 +31,9 @@ HOSTILE = (
 )
 
 
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?: [kMG]\b)?")
+
+
 class Outline(HTMLParser):
     """Everything a test asks about a page; it fails on a tag that closes what is not open."""
 
@@ -36,13 +43,19 @@ class Outline(HTMLParser):
         self.tags: Counter[str] = Counter()
         self.attributes: list[tuple[str, str]] = []
         self.embedded = ""
+        self.programs: list[str] = []
         self.words = ""
+        self.cells: list[str] = []
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags[tag] += 1
         self.attributes += [(name, value or "") for name, value in attrs]
+        if tag == "script" and not attrs:
+            self.programs.append("")
+        if tag == "td":
+            self.cells.append("")
         if tag not in VOID:
             self.open.append(tag)
 
@@ -55,10 +68,14 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open[-1:] == ["script"]:
+        if self.open[-1:] == ["script"] and self.programs:
+            self.programs[-1] += data
+        elif self.open[-1:] == ["script"]:
             self.embedded += data
         elif "style" not in self.open:
             self.words += f" {data}"
+            if "td" in self.open:
+                self.cells[-1] += f" {data}"
 
     def values(self, *names: str) -> list[str]:
         return [value for name, value in self.attributes if name in names]
@@ -92,23 +109,26 @@ def test_every_tag_is_closed(text: str) -> None:
 def test_a_page_made_at_any_time_is_whole(page: PageData) -> None:
     outline = Outline(render(page))
     assert outline.open == []
-    assert [value for value in outline.values("id") if value in SECTIONS] == list(SECTIONS)
+    present = [name for name in SECTIONS if page.tuning or name != "tuning"]
+    assert [value for value in outline.values("id") if value in SECTIONS] == present
     assert json.loads(outline.embedded) == json.loads(json.dumps(facts(page)))
 
 
 def test_all_sections_and_pictures_are_there_in_order(text: str) -> None:
     outline = Outline(text)
     assert [value for value in outline.values("id") if value in SECTIONS] == list(SECTIONS)
-    assert outline.values("class").count("plot wide") == outline.values("class").count("plot compact") == 5
-    assert outline.tags["figcaption"] == 5
+    assert outline.values("class").count("plot wide") == outline.values("class").count("plot compact") == 6
+    assert outline.tags["figcaption"] == 6
     assert "absent" not in outline.values("class")
 
 
 def test_headline_shows_accuracy_prediction_and_cost(text: str) -> None:
     words = " ".join(Outline(text).words.split())
-    assert "Accuracy on test 85.0 ± 1.0 % teacher 89.0 %" in words
+    assert "Accuracy on test 85.0 ± 1.0 % 3 seeds, teacher 89.0 %" in words
+    assert "Against the best control +4.0 points largest; beyond the noise of ±1.6" in words
     assert "Predicted 82.0 % on valid, came out 86.0 %" in words
-    assert f"MACs {count(count_macs(BEST, 32, 3))} " in words
+    ours, teacher = count_macs(BEST, 32, 3), count_macs(TEACHER, 32, 3)
+    assert f"MACs {teacher / ours:.1f}× fewer {count(ours)}, teacher {count(teacher)}" in words
 
 
 def test_ids_are_unique_on_the_page(text: str) -> None:
@@ -135,6 +155,13 @@ def test_page_fetches_nothing(text: str) -> None:
     assert "default-src 'none'" in text
 
 
+def test_only_the_program_of_the_page_may_run(text: str) -> None:
+    (program,) = Outline(text).programs
+    digest = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'\"" in text
+    assert "</script" not in program
+
+
 def test_hostile_names_stay_text() -> None:
     page = full_page(
         classes=HOSTILE,
@@ -146,7 +173,8 @@ def test_hostile_names_stay_text() -> None:
     )
     outline = Outline(render(page))
     assert outline.open == []
-    assert outline.tags["script"] == 1
+    assert outline.tags["script"] == 2
+    assert outline.programs == Outline(render(empty_page())).programs
     assert outline.tags["img"] == 0
     assert [name for name, _ in outline.attributes if name.startswith("on")] == []
     assert json.loads(outline.embedded)["classes"] == list(HOSTILE)
@@ -155,6 +183,27 @@ def test_hostile_names_stay_text() -> None:
 
 def test_name_that_is_no_unicode_can_still_be_written() -> None:
     assert render(empty_page(classes=("caf\udce9",))).encode("utf-8")
+
+
+def test_every_number_in_a_table_is_in_the_facts() -> None:
+    page = full_page()
+    allowed = {str(rank) for rank in range(1, 11)}  # the places of the best candidates
+    for value in leaves(facts(page)):
+        formats = (str,) if isinstance(value, str) else (str, percent, count, times, correlation, duration)
+        allowed |= {number for write in formats for number in NUMBER.findall(write(value))}
+    cells = [NUMBER.findall(cell) for cell in Outline(render(page)).cells]
+    assert sum(map(len, cells)) > 200
+    assert {number for cell in cells for number in cell} <= allowed
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """The numbers and texts of JSON values, without signs."""
+    if isinstance(value, dict):
+        yield from (leaf for item in value.values() for leaf in leaves(item))
+    elif isinstance(value, list):
+        yield from (leaf for item in value for leaf in leaves(item))
+    elif value is not None:
+        yield value if isinstance(value, str) else abs(value)
 
 
 def test_same_data_give_the_same_bytes(text: str) -> None:
