@@ -31,7 +31,11 @@ StoreOption = Annotated[
 ]
 SourceOption = Annotated[
     str | None,
-    typer.Option("--data", metavar="SPEC", help="Images to cut tasks from: digits, imagefolder:PATH, parquet:PATH."),
+    typer.Option(
+        "--data",
+        metavar="SPEC",
+        help="Images to cut tasks from: digits, imagefolder:PATH, parquet:PATH, torchvision:NAME:ROOT.",
+    ),
 ]
 TargetOption = Annotated[
     str | None,
@@ -43,8 +47,15 @@ TeacherOption = Annotated[
     Path | None,
     typer.Option("--teacher", metavar="FILE", help="Weights of your own teacher (safetensors); else one is trained."),
 ]
+WorkersOption = Annotated[
+    int, typer.Option("--workers", metavar="N", help="Score in N processes with Ray Tune; 0: in this one (seconds).")
+]
 OutputOption = Annotated[
     Path | None, typer.Option("--output", metavar="FILE", help="Also write the recommended student here (safetensors).")
+]
+TuneOption = Annotated[
+    int | None,
+    typer.Option("--tune", metavar="N", help="Try N settings of meta-training and keep the best, with Ray Tune."),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan; change nothing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for scripts.")]
@@ -111,26 +122,28 @@ def collect(
 @app.command("meta-train")
 def meta_train(
     recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
-    source: SourceOption = None, dry_run: DryRunOption = False, is_json: JsonOption = False,
+    source: SourceOption = None, num_trials: TuneOption = None, dry_run: DryRunOption = False,
+    is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Learn the predictor from the collected records."""
     from jobs import meta_train as verb
+    from jobs import tune
 
     job = open_job(recipe, settings, store, source, dry_run=dry_run, is_json=is_json)
-    job.console.document(verb.run(job))
+    job.console.document(verb.run(job) if num_trials is None else tune.run(job, num_trials))
 
 
 @app.command()
 def search(
     recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
-    target: TargetOption = None, teacher: TeacherOption = None, dry_run: DryRunOption = False,
-    is_json: JsonOption = False,
+    target: TargetOption = None, teacher: TeacherOption = None, workers: WorkersOption = 0,
+    dry_run: DryRunOption = False, is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Rank thousands of students for a target in a budget."""
     from jobs import search as verb
 
     job = open_job(recipe, settings, store, None, dry_run=dry_run, is_json=is_json)
-    job.console.document(verb.run(job, target, teacher))
+    job.console.document(verb.run(job, target, teacher, workers))
 
 
 @app.command()
@@ -177,6 +190,57 @@ def quickstart(
 
     job = open_job(recipe, settings, store, source, dry_run=dry_run, is_json=is_json)
     job.console.document(verb.run(job))
+
+
+@app.command()
+def compact(
+    store: StoreOption = DEFAULT_STORE,
+    grace: Annotated[
+        float, typer.Option("--grace", metavar="SECONDS", help="How long objects that were packed wait to be removed.")
+    ] = 60.0,
+    is_json: JsonOption = False,
+) -> None:
+    """Gather loose records in one Parquet file per task; at any time, beside any other job."""
+    from jobs import compact as verb
+
+    verb.check_grace(grace)
+    job = Job.open(recipes.get_recipe("quickstart"), store, Console(is_json=is_json), dry_run=False)
+    job.console.document(verb.run(job, grace))
+
+
+@app.command()
+def gc(
+    store: StoreOption = DEFAULT_STORE,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it; otherwise it is only listed.")] = False,
+    older_than: Annotated[
+        float, typer.Option("--older-than", metavar="HOURS", help="Leave what was written since then.")
+    ] = 24.0,
+    is_json: JsonOption = False,
+) -> None:
+    """Show what nothing in the store refers to, and remove it with --delete."""
+    from jobs import gc as verb
+
+    verb.checked_age(older_than)
+    console = Console(is_json=is_json)
+    job = Job.open(recipes.get_recipe("quickstart"), store, console, dry_run=not delete, is_reader=not delete)
+    job.console.document(verb.run(job, older_than))
+
+
+@app.command()
+def export(
+    output: Annotated[
+        Path, typer.Option("--output", metavar="FILE.parquet|FILE.csv", help="The file to write; its end says how.")
+    ],
+    store: StoreOption = DEFAULT_STORE,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    is_json: JsonOption = False,
+) -> None:
+    """Write all records as one file for other tools, one row per run."""
+    from jobs import export as verb
+
+    verb.check_output(output, force=force)
+    job = Job.open(recipes.get_recipe("quickstart"), store, Console(is_json=is_json), dry_run=True, is_reader=True)
+    job.console.document(verb.run(job, output, force=force))
 
 
 @app.command("keys")

@@ -19,6 +19,7 @@ from dass.data.tasks import DataConfig
 from dass.errors import ConfigError
 from dass.kd.teacher import TEACHER_RECIPE
 from dass.meta.train import MetaConfig
+from dass.meta.tuning import TuneConfig
 from dass.records import Recipe
 from dass.search.select import SearchConfig
 from dass.spaces import get_space
@@ -79,6 +80,7 @@ class Config:
     lanes: LaneConfig = field(default_factory=LaneConfig)
     collect: CollectConfig = field(default_factory=CollectConfig)
     meta: MetaConfig = field(default_factory=MetaConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     distil: DistilConfig = field(default_factory=DistilConfig)
 

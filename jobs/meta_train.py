@@ -1,13 +1,14 @@
 """`meta-train`: learn the predictor from the records of the meta-training tasks, choose it on the meta-validation ones."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.checkpoints import Token, get_checkpoint, put_checkpoint, remove_checkpoints
 from cluster.documents import get_latest, put_latest
 from cluster.teachers import load_teacher
 from cluster.weights import put_blob
+from dass.data.tasks import TaskSet
 from dass.embed import Embedder, draw_noise, noise_sha
 from dass.errors import DataError, ObjectNotFoundError
 from dass.meta.episodes import MetaTask
@@ -21,51 +22,100 @@ from jobs.job import Job
 STATE = Token(0, 0)  # meta-training has one writer, so its checkpoint needs no lease
 
 
+@dataclass(frozen=True)
+class Learnable:
+    """What there is to learn from: the tasks, and the records of their planned runs."""
+
+    tasks: TaskSet
+    records: tuple[Record, ...]
+    planned: int
+
+    @property
+    def summary(self) -> dict[str, int]:
+        """How much it is."""
+        return {"records": len(self.records), "planned": self.planned}
+
+
 def run(job: Job) -> dict[str, Any]:
     """Meta-train, or go on with it; the predictor becomes the store's current one."""
-    tasks = job.reader.tasks()
-    meta_ids = {task.id for task in tasks.meta}
-    planned = [run for run in collect.plan(job, tasks).runs if run.teacher is not None and run.task in meta_ids]
-    records = list(job.records(run.id for run in planned).values())
-    if not records:
-        raise DataError(f"meta-training needs records, got none of {len(planned)} planned; run `collect` first")
-    summary = {"records": len(records), "planned": len(planned), "dry_run": job.dry_run}
-    if len(records) < len(planned):
-        job.console.say(f"note: {len(planned) - len(records)} of {len(planned)} planned runs have no record yet")
+    found = learnable(job)
+    summary = {**found.summary, "dry_run": job.dry_run}
     if job.dry_run:
-        job.console.tell(f"would meta-train on {len(records)} records of {len(tasks.meta)} tasks")
+        job.console.tell(f"would meta-train on {len(found.records)} records of {len(found.tasks.meta)} tasks")
         return summary
-    ids = sorted(record.run.id for record in records)
-    key = content_id({"meta": job.config.meta, "space": job.config.space, "records": ids})
-    if (known := _current(job, key)) is not None:
+    key = content_id(key_parts(job, found))
+    if (known := current(job)).get("key") == key:
         job.console.say("meta-train: the store's predictor was made from these records already")
         return {**summary, "predictor": known["predictor"], "valid_spearman": known["valid_spearman"]}
-    features: dict[str, MetaTask] = {}
-    with job.console.phase("student maps") as bar:
-        for task in tasks.meta:
-            features[task.id] = features_of(job, task, [record for record in records if record.run.task == task.id])
-            bar.update(len(features), len(tasks.meta))
-    training = MetaTraining(
-        spec_of(job, tasks.meta[0].resolution),
-        job.config.meta,
-        [features[task.id] for task in tasks.train],
-        [features[task.id] for task in tasks.valid],
-    )
+    if known.get("tuning"):
+        trials = known["tuning"]["trials"]
+        job.console.say(
+            f"note: this takes the place of the predictor found by tuning; `meta-train --tune {trials}` brings it back"
+        )
+    train, valid = features(job, found)
+    training = MetaTraining(spec_of(job, found.tasks.meta[0].resolution), job.config.meta, train, valid)
     curve = _train(job, training, key)
     sha = put_blob(job.store, training.best().save())
     best = max((point.valid_spearman for point in curve if point.valid_spearman is not None), default=None)
     value = {
         "key": key,
         "predictor": sha,
-        "records": len(records),
+        "records": len(found.records),
         "valid_spearman": best,
         "curve": [asdict(point) for point in curve],
     }
     put_latest(job.store, "predictor", value)
     remove_checkpoints(job.store, key)
-    shown = "undefined" if best is None else f"{best:.2f}"
-    job.console.tell(f"Predictor {sha[:12]}: Spearman {shown} on meta-validation, learned from {len(records)} records.")
+    job.console.tell(
+        f"Predictor {sha[:12]}: Spearman {shown(best)} on meta-validation, learned from {len(found.records)} records."
+    )
     return {**summary, "predictor": sha, "valid_spearman": best}
+
+
+def learnable(job: Job) -> Learnable:
+    """The meta-training and meta-validation tasks and what was collected on them.
+
+    Raises:
+        DataError: nothing was.
+    """
+    tasks = job.reader.tasks()
+    meta_ids = {task.id for task in tasks.meta}
+    planned = [run for run in collect.plan(job, tasks).runs if run.teacher is not None and run.task in meta_ids]
+    records = tuple(job.records(run.id for run in planned).values())
+    if not records:
+        raise DataError(f"meta-training needs records, got none of {len(planned)} planned; run `collect` first")
+    if len(records) < len(planned):
+        job.console.say(f"note: {len(planned) - len(records)} of {len(planned)} planned runs have no record yet")
+    return Learnable(tasks, records, len(planned))
+
+
+def key_parts(job: Job, found: Learnable) -> dict[str, Any]:
+    """What a meta-training depends on."""
+    ids = sorted(record.run.id for record in found.records)
+    return {"meta": job.config.meta, "space": job.config.space, "records": ids}
+
+
+def current(job: Job) -> dict[str, Any]:
+    """The store's current predictor and how it was made; empty when there is none."""
+    try:
+        return get_latest(job.store, "predictor")
+    except ObjectNotFoundError:
+        return {}
+
+
+def features(job: Job, found: Learnable) -> tuple[tuple[MetaTask, ...], tuple[MetaTask, ...]]:
+    """The meta-training and the meta-validation tasks as the predictor sees them."""
+    made: dict[str, MetaTask] = {}
+    with job.console.phase("student maps") as bar:
+        for task in found.tasks.meta:
+            made[task.id] = features_of(job, task, [r for r in found.records if r.run.task == task.id])
+            bar.update(len(made), len(found.tasks.meta))
+    return tuple(made[task.id] for task in found.tasks.train), tuple(made[task.id] for task in found.tasks.valid)
+
+
+def shown(spearman: float | None) -> str:
+    """A Spearman as a person reads it."""
+    return "undefined" if spearman is None else f"{spearman:.2f}"
 
 
 def spec_of(job: Job, resolution: int) -> PredictorSpec:
@@ -84,15 +134,6 @@ def features_of(job: Job, task: Task, records: Sequence[Record]) -> MetaTask:
     teacher = load_teacher(job.database, teachers.run_of(job, task).id, task.id)
     embedder = Embedder(teacher.state, teacher.student, draw_noise(task.resolution))
     return featurise(task.name, job.space, teacher, records, embedder)
-
-
-def _current(job: Job, key: str) -> dict[str, Any] | None:
-    """The store's current predictor if it was made under this key."""
-    try:
-        known = get_latest(job.store, "predictor")
-    except ObjectNotFoundError:
-        return None
-    return known if known.get("key") == key else None
 
 
 def _train(job: Job, training: MetaTraining, key: str) -> list[MetaProgress]:
