@@ -3,33 +3,28 @@
 A record is one loose object from a single put. Compaction gathers loose records in packed Parquet files and deletes
 them later, so a reader that lists loose objects first and packed files second misses none; an object that is gone
 between listing and reading has been packed meanwhile, and the reader starts over. A run may be there more than once: a
-packed record wins over a loose one, and among packed ones the lowest attempt wins.
+packed record wins over a loose one, and among packed ones that of the lowest lease (incarnation, attempt).
 """
 
 import contextlib
-import io
 import itertools
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from cluster.objects import ObjectStore
-from cluster.schema import check_version, damaged, record_from_json, record_to_json, table_to_records
+from cluster.packed import PACKED, SUFFIX, PackedIndex, read_ids, read_rows
+from cluster.parallel import PARALLEL, each
+from cluster.schema import damaged, record_from_json, record_to_json
+from cluster.tables import table_to_records
 from dass.errors import ObjectNotFoundError, StoreError
 from dass.records import Record
 
 LOOSE = "records/loose/"
-PACKED = "records/packed/"
 
-_PARALLEL = 32  # calls at a time on a remote store
 _MAX_PASSES = 20  # each new pass means that a compaction removed objects since the last one
+_FEW = 1000  # keys: one page of a listing; with fewer of them, one round trip does what 256 do
 _SHARDS = tuple(f"{number:02x}" for number in range(256))
 
-_In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
@@ -38,12 +33,30 @@ def loose_key(run_id: str) -> str:
     return f"{LOOSE}{run_id[:2]}/{run_id}.json"
 
 
+def loose_id(key: str) -> str:
+    """The run whose record lies under a loose key."""
+    return key.rpartition("/")[2].removesuffix(".json")
+
+
+def read_loose(data: bytes, key: str) -> Record:
+    """The record under a loose key.
+
+    Raises:
+        StoreError: the bytes are damaged, or hold the record of another run.
+        SchemaTooNewError: they were written by a newer version of this package.
+    """
+    record = record_from_json(data, key)
+    if loose_key(record.run.id) != key:
+        raise damaged(key, f"the record of run {record.run.id}")
+    return record
+
+
 class RunDatabase:
-    """All records of a store. Keeps nothing but an index of the packed files, which never change."""
+    """All records of a store. Keeps nothing but the id columns of the packed files, which never change."""
 
     def __init__(self, store: ObjectStore) -> None:
         self.store = store
-        self._attempts: dict[str, dict[str, int]] = {}  # packed key -> run_id -> lowest attempt
+        self._index = PackedIndex()
 
     def add(self, record: Record) -> bool:
         """Write the record in one step unless the run has one; True when this one is now the visible one.
@@ -51,13 +64,15 @@ class RunDatabase:
         Safe to retry. Where a store cannot refuse a second writer, the last of them stays, and they agree but for
         their provenance.
         """
-        if any(record.run.id in attempts for attempts in self._settled(self._packed).values()):
+        if record.run.id in self.packed():
             return False
         return self.store.put_if_absent(loose_key(record.run.id), record_to_json(record))
 
     def finished_ids(self) -> set[str]:
         """The ids of all runs with a record, diverged ones included, from listings and packed id columns alone."""
-        return self._settled(lambda: self._loose().union(*self._packed().values()))
+        finished = set(map(loose_id, self.loose_keys()))  # loose before packed: see the top
+        finished.update(self.packed().run_ids())
+        return finished
 
     def get(self, run_id: str) -> Record | None:
         """The record of one run, or None when it has none."""
@@ -84,68 +99,49 @@ class RunDatabase:
             return
         raise self._never_still()
 
+    def loose_keys(self) -> Iterator[str]:
+        """The keys of all loose records, sorted."""
+        if not self.store.is_remote:
+            return self.store.list(LOOSE)
+        first = list(itertools.islice(self.store.list(LOOSE), _FEW))
+        if len(first) < _FEW:
+            return iter(first)
+        prefixes = [f"{LOOSE}{shard}/" for shard in _SHARDS]
+        return itertools.chain.from_iterable(each(self.store, lambda prefix: list(self.store.list(prefix)), prefixes))
+
+    def packed(self) -> PackedIndex:
+        """Where the packed records lie now; reads the ids of the files that are new since the last call."""
+        return self._settled(self._look_at_packed)
+
     def _pass(self, wanted: frozenset[str] | None, seen: set[str]) -> Iterator[Record]:
         """Every wanted record that was not seen; ObjectNotFoundError when a compaction came in between."""
-        loose = self._loose(wanted)
-        packed = self._packed()
-        winners = _winners(packed)
-        chosen = winners.keys() if wanted is None else winners.keys() & wanted
-        ids_of: dict[str, set[str]] = defaultdict(set)
-        for run_id in chosen - seen:
-            ids_of[winners[run_id]].add(run_id)
-        for key, ids in sorted(ids_of.items()):
-            yield from self._read_packed(key, {run_id: packed[key][run_id] for run_id in ids})
-        yield from self._read_loose(sorted(loose - winners.keys() - seen))
+        loose = self._loose(wanted) - seen
+        index = self._look_at_packed()
+        loose -= {run_id for run_id, is_packed in zip(loose, index.has(list(loose)), strict=True) if is_packed}
+        for file, rows in index.rows(wanted, seen):
+            yield from table_to_records(read_rows(self.store, file.entry, rows), file.key)
+        yield from self._read_loose(sorted(loose))
 
-    def _loose(self, wanted: frozenset[str] | None = None) -> set[str]:
+    def _loose(self, wanted: frozenset[str] | None) -> set[str]:
         """The ids of the loose records, of all runs or of the wanted ones."""
-        if wanted is not None and len(wanted) <= _PARALLEL:
+        if wanted is not None and len(wanted) <= PARALLEL:
             return {run_id for run_id in wanted if self.store.exists(loose_key(run_id))}
-        prefixes = [f"{LOOSE}{shard}/" for shard in _SHARDS] if self.store.is_remote else [LOOSE]
-        keys = itertools.chain.from_iterable(self._each(lambda prefix: list(self.store.list(prefix)), prefixes))
-        ids = {key.rpartition("/")[2].removesuffix(".json") for key in keys}
+        ids = set(map(loose_id, self.loose_keys()))
         return ids if wanted is None else ids & wanted
 
-    def _packed(self) -> dict[str, dict[str, int]]:
-        """For each packed file its runs and their lowest attempts; reads the files that are new since the last call."""
-        keys = [key for key in self.store.list(PACKED) if key.endswith(".parquet")]
-        new = [key for key in keys if key not in self._attempts]
-        known = self._attempts | dict(zip(new, self._each(self._read_attempts, new), strict=True))
-        self._attempts = {key: known[key] for key in keys}
-        return self._attempts
-
-    def _read_attempts(self, key: str) -> dict[str, int]:
-        table = _read_table(self.store.get(key), key, columns=["schema", "run_id", "attempt"])
-        lowest: dict[str, int] = {}
-        for row in table.to_pylist():
-            check_version(row["schema"], key)
-            lowest[row["run_id"]] = min(row["attempt"], lowest.get(row["run_id"], row["attempt"]))
-        return lowest
-
-    def _read_packed(self, key: str, attempts: dict[str, int]) -> Iterator[Record]:
-        """The records of the runs in `attempts`, each of the attempt named there."""
-        table = _read_table(self.store.get(key), key, filters=[("run_id", "in", sorted(attempts))])
-        for record in table_to_records(table, key):
-            if attempts.get(record.run.id) == record.provenance.attempt:
-                del attempts[record.run.id]  # the same row twice is one record
-                yield record
+    def _look_at_packed(self) -> PackedIndex:
+        entries = [entry for entry in self.store.entries(PACKED) if entry.key.endswith(SUFFIX)]
+        known = {file.key: file for file in self._index.files}
+        if known.keys() != {entry.key for entry in entries}:
+            new = [entry for entry in entries if entry.key not in known]
+            read = each(self.store, lambda entry: read_ids(self.store, entry), new)
+            known |= {file.key: file for file in read}
+            self._index = PackedIndex(known[entry.key] for entry in entries)
+        return self._index
 
     def _read_loose(self, ids: Iterable[str]) -> Iterator[Record]:
         keys = [loose_key(run_id) for run_id in ids]
-        for key, data in zip(keys, self._each(self.store.get, keys), strict=True):
-            record = record_from_json(data, key)
-            if loose_key(record.run.id) != key:
-                raise damaged(key, f"the record of run {record.run.id}")
-            yield record
-
-    def _each(self, call: Callable[[_In], _Out], items: list[_In]) -> Iterator[_Out]:
-        """`call` of each item in order; several at a time where each is a round trip."""
-        if not self.store.is_remote:
-            yield from map(call, items)
-            return
-        with ThreadPoolExecutor(_PARALLEL) as pool:
-            for start in range(0, len(items), 8 * _PARALLEL):  # bounded, so that a scan does not hold every object
-                yield from pool.map(call, items[start : start + 8 * _PARALLEL])
+        yield from map(read_loose, each(self.store, self.store.get, keys), keys)
 
     def _settled(self, look: Callable[[], _Out]) -> _Out:
         """What `look` gives, starting over while a compaction removes what it reads."""
@@ -159,21 +155,3 @@ class RunDatabase:
             f"records must stay in place while they are read, got {_MAX_PASSES} passes over {self.store.url} that each "
             "lost an object; let the compaction end and try again"
         )
-
-
-def _winners(packed: dict[str, dict[str, int]]) -> dict[str, str]:
-    """For each run the packed file with its lowest attempt; the first by name among equals."""
-    best: dict[str, tuple[int, str]] = {}
-    for key, attempts in packed.items():
-        for run_id, attempt in attempts.items():
-            best[run_id] = min(best.get(run_id, (attempt, key)), (attempt, key))
-    return {run_id: key for run_id, (_, key) in best.items()}
-
-
-def _read_table(
-    data: bytes, key: str, columns: list[str] | None = None, filters: list[tuple[str, str, list[str]]] | None = None
-) -> pa.Table:
-    try:
-        return pq.read_table(io.BytesIO(data), columns=columns, filters=filters)
-    except (pa.ArrowException, OSError) as error:
-        raise damaged(key, f"{len(data)} bytes that are not Parquet with our columns ({error})") from error

@@ -164,7 +164,7 @@ def report(
     recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
     target: TargetOption = None, dry_run: DryRunOption = False, is_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Write report.html into the store: what was found, how sure, and from what."""
+    """Write report.html and report.json into the store: what was found, how sure, and from what."""
     from jobs import report as verb
 
     job = open_job(recipe, settings, store, None, dry_run=dry_run, is_json=is_json)

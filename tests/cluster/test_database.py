@@ -1,13 +1,15 @@
 import io
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from cluster.database import RunDatabase, loose_key
-from cluster.objects import FolderStore, ObjectStore
-from cluster.schema import record_to_json, records_to_table
+from cluster.objects import Entry, FolderStore, ObjectStore
+from cluster.schema import record_to_json
+from cluster.tables import records_to_table
 from dass.errors import SchemaTooNewError, StoreError
 from dass.records import Record
 from tests.cluster.builders import RemoteMemoryStore, make_record, make_run
@@ -94,6 +96,14 @@ def test_packed_wins_over_loose_and_the_lowest_attempt_among_packed(store: Objec
     assert database.get(run.id) == make_record(run, attempt=3)
 
 
+def test_the_lowest_incarnation_wins_before_the_lowest_attempt(store: ObjectStore) -> None:
+    run = make_run(0)
+    first = make_record(run, incarnation=1, attempt=9)
+    store.put("records/packed/task-a/1.parquet", packed([make_record(run, incarnation=2, attempt=1), first]))
+    store.put("records/packed/task-a/2.parquet", packed([make_record(run, incarnation=3, attempt=1)]))
+    assert list(RunDatabase(store).scan()) == [first]
+
+
 def test_finished_ids_read_no_loose_object_and_each_packed_file_once() -> None:
     store = RemoteMemoryStore()
     database = RunDatabase(store)
@@ -156,6 +166,9 @@ class VanishingStore(RemoteMemoryStore):
 
     def list(self, prefix: str = "") -> Iterator[str]:
         return iter(["records/packed/task-a/1.parquet"] if prefix == "records/packed/" else [])
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        return (Entry(key, 100, datetime.now(UTC)) for key in self.list(prefix))
 
 
 def test_a_store_that_never_settles_is_an_error_and_no_endless_loop() -> None:

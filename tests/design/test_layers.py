@@ -12,7 +12,7 @@ FILES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py")
 
 # Third-party libraries that a layer must not import at all, and the rooms that alone may import others.
 BANNED = {
-    "dass": {"ray", "boto3", "botocore", "cluster", "jobs", "typer", "rich", "dacite"},
+    "dass": {"ray", "boto3", "botocore", "cluster", "jobs", "typer", "rich"},
     "cluster": {"jobs", "typer", "rich"},
 }
 ROOMS = {
@@ -29,7 +29,6 @@ ROOMS = {
     "ray": {"cluster"},
     "typer": {"jobs"},
     "rich": {"jobs/console.py"},
-    "dacite": {"cluster/schema.py"},
 }
 
 

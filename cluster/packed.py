@@ -1,0 +1,195 @@
+"""Packed files, records/packed/<task>/<hash>.parquet: which runs they hold, and where each run's record lies.
+
+A file never changes, so what its id columns say is read once. A remote file is read in ranges: its end, which tells
+where the columns are, and then the wanted columns or groups of rows, a few round trips whatever the file's length.
+"""
+
+import io
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.objects import Entry, ObjectStore
+from cluster.tables import ID_COLUMNS, not_parquet, upgraded
+from dass.errors import ObjectNotFoundError
+
+PACKED = "records/packed/"
+SUFFIX = ".parquet"
+
+_TAIL_BYTES = 64 * 1024  # holds the footer of a file of 20,000 rows, and all of a small file
+_WHOLE = 0.5  # share of a file's groups from which on one read of the whole file is cheaper
+
+
+@dataclass(frozen=True, eq=False)
+class PackedFile:
+    """The id columns of one file: its i-th row is the run `ids[i]` of the lease (incarnations[i], attempts[i])."""
+
+    entry: Entry
+    ids: npt.NDArray[np.bytes_]
+    incarnations: npt.NDArray[np.int64]
+    attempts: npt.NDArray[np.int64]
+
+    @property
+    def key(self) -> str:
+        """Where it lies."""
+        return self.entry.key
+
+    @property
+    def task(self) -> str:
+        """The task whose runs it holds."""
+        return self.key.removeprefix(PACKED).partition("/")[0]
+
+
+class PackedIndex:
+    """Which row of which file is the record of a run: the one of the lowest lease, of equal ones the first by name."""
+
+    def __init__(self, files: Iterable[PackedFile] = ()) -> None:
+        self.files = tuple(sorted(files, key=lambda file: file.key))
+        ids = _joined([file.ids for file in self.files], "S1")
+        numbers = np.repeat(np.arange(len(self.files)), [len(file.ids) for file in self.files])
+        rows = _joined([np.arange(len(file.ids)) for file in self.files], np.int64)
+        leases = [
+            _joined([getattr(file, name) for file in self.files], np.int64) for name in ("attempts", "incarnations")
+        ]
+        order = np.lexsort((rows, numbers, *leases, ids))
+        ids = ids[order]
+        is_first = np.ones(len(ids), bool)
+        is_first[1:] = ids[1:] != ids[:-1]
+        self._ids, self._numbers, self._rows = (values[is_first] for values in (ids, numbers[order], rows[order]))
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __contains__(self, run_id: str) -> bool:
+        return bool(self.has([run_id])[0])
+
+    def has(self, run_ids: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """For each of the runs whether a packed file holds it."""
+        wanted = id_array(run_ids)
+        places = np.searchsorted(self._ids, wanted)
+        found = np.zeros(len(wanted), bool)
+        inside = places < len(self._ids)
+        found[inside] = self._ids[places[inside]] == wanted[inside]
+        return found
+
+    def run_ids(self) -> list[str]:
+        """All runs, each once."""
+        return list(self._ids.astype(str).tolist())
+
+    def rows(
+        self, wanted: Collection[str] | None, unwanted: Collection[str] = ()
+    ) -> Iterator[tuple[PackedFile, npt.NDArray[np.int64]]]:
+        """The files that hold records of `wanted` runs (None: of all) that are not in `unwanted`, and in which rows."""
+        chosen = np.ones(len(self._ids), bool) if wanted is None else np.isin(self._ids, id_array(wanted))
+        if unwanted:
+            chosen &= ~np.isin(self._ids, id_array(unwanted))
+        numbers, rows = self._numbers[chosen], self._rows[chosen]
+        for number in np.unique(numbers):
+            yield self.files[number], np.sort(rows[numbers == number])
+
+
+def id_array(run_ids: Collection[str]) -> npt.NDArray[np.bytes_]:
+    """Run ids, which are ASCII, as one array."""
+    return np.array(list(run_ids), dtype=bytes) if run_ids else np.array([], dtype="S1")
+
+
+def read_ids(store: ObjectStore, entry: Entry) -> PackedFile:
+    """The id columns of a file.
+
+    Raises:
+        ObjectNotFoundError: it is gone. StoreError: it is damaged, or of a newer version.
+    """
+    with _opened(store, entry) as file:
+        names = [name for name in ID_COLUMNS if name in file.schema_arrow.names]
+        table = upgraded(_read(file, entry, range(file.num_row_groups), names), entry.key, ID_COLUMNS)
+    ids = id_array(table.column("run_id").to_pylist())
+    return PackedFile(entry, ids, *(table.column(name).to_numpy().astype(np.int64) for name in ID_COLUMNS[2:]))
+
+
+def read_rows(store: ObjectStore, entry: Entry, rows: npt.NDArray[np.int64]) -> pa.Table:
+    """Some rows of a file, in the order given, which must rise; no more is read than the groups that hold them.
+
+    Raises:
+        ObjectNotFoundError: it is gone. StoreError: it is damaged, or of a newer version.
+    """
+    with _opened(store, entry) as file:
+        lengths = np.array([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
+        ends = np.cumsum(lengths)
+        groups, kept = np.unique(np.searchsorted(ends, rows, side="right"), return_inverse=True)
+        if len(groups) >= _WHOLE * len(ends):
+            file.close()
+            whole = io.BytesIO(store.get(entry.key))
+            with _parquet(whole, entry.key) as all_of_it:
+                return upgraded(_read(all_of_it, entry, range(len(ends))), entry.key).take(rows)
+        before = np.cumsum(lengths[groups]) - lengths[groups]
+        places = rows - (ends - lengths)[groups][kept] + before[kept]
+        return upgraded(_read(file, entry, groups.tolist()), entry.key).take(places)
+
+
+def _opened(store: ObjectStore, entry: Entry) -> pq.ParquetFile:
+    return _parquet(_RangeFile(store, entry), entry.key)
+
+
+def _parquet(source: io.IOBase, key: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True)
+    except ObjectNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise not_parquet(key, error) from error
+
+
+def _read(file: pq.ParquetFile, entry: Entry, groups: Sequence[int], columns: list[str] | None = None) -> pa.Table:
+    try:
+        return file.read_row_groups(list(groups), columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise not_parquet(entry.key, error) from error
+
+
+class _RangeFile(io.RawIOBase):
+    """An object as the read-only file that pyarrow wants; its end is fetched once, whatever lies there."""
+
+    def __init__(self, store: ObjectStore, entry: Entry) -> None:
+        super().__init__()
+        self._store = store
+        self._entry = entry
+        self._position = 0
+        self._tail_at = max(0, entry.size_bytes - _TAIL_BYTES)
+        self._tail = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = (
+            offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._entry.size_bytes}[whence]
+        )
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        start = self._position
+        length = self._entry.size_bytes - start if size < 0 else min(size, self._entry.size_bytes - start)
+        data = self._range(start, max(0, length))
+        self._position += len(data)
+        return data
+
+    def _range(self, start: int, length: int) -> bytes:
+        if start < self._tail_at:
+            return self._store.get_range(self._entry.key, start, length)
+        if not self._tail:
+            self._tail = self._store.get_range(self._entry.key, self._tail_at, _TAIL_BYTES)
+        return self._tail[start - self._tail_at : start - self._tail_at + length]
+
+
+def _joined(arrays: list[npt.NDArray[np.generic]], dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
+    return np.concatenate(arrays) if arrays else np.array([], dtype)
