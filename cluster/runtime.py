@@ -27,6 +27,7 @@ STAMPED = ("torch", "numpy", "ray")
 
 _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our ledgers hold what Tune would log, once more for each trial
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default; unset, every lane without a GPU prints a warning
 }
 
@@ -100,6 +101,26 @@ def check_room(settings: LaneConfig) -> None:
             raise ConfigError(
                 f"lanes.{name} must be <= {most:g} on this machine, got {wanted:g}; set lanes.{name}={most:g}"
             )
+
+
+def check_workers(num: int, gpus: float) -> None:
+    """Check before anything is spent that `num` workers, each with one CPU or `gpus` of a GPU, can work at the same time.
+
+    A cluster (RAY_ADDRESS) is trusted: it may grow.
+
+    Raises:
+        ConfigError: the number is negative, or this machine has too little.
+    """
+    if num < 0:
+        raise ConfigError(f"--workers must be >= 0, got {num}; give 0 to score in this process")
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    most = int(torch.cuda.device_count() / gpus) if gpus else os.cpu_count() or 1
+    if num > most:
+        raise ConfigError(
+            f"--workers must be <= {most} on this machine ({'GPUs' if gpus else 'CPUs'}), got {num}; give fewer, or the "
+            "address of a cluster in RAY_ADDRESS"
+        )
 
 
 @cache

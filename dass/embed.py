@@ -13,6 +13,7 @@ The maps equal those of each student built, remapped and run alone, to float tol
 Shape legend: n candidates, C channels, H = W = R/8 for resolution R.
 """
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,9 @@ class _Filter:
     def slice(self, out: torch.Tensor, into: torch.Tensor) -> "_Filter":
         return _Filter(self.weight[out][:, into], self.bias[out])
 
+    def to(self, device: torch.device) -> "_Filter":
+        return _Filter(self.weight.to(device), self.bias.to(device))
+
     def __call__(self, images: torch.Tensor, stride: int = 1) -> torch.Tensor:
         return F.conv2d(images, self.weight, self.bias, stride=stride, padding=1)
 
@@ -95,6 +99,13 @@ class Embedder:
         }
         with torch.inference_mode():
             self._stem = F.relu(_Filter.fold(state, "stem.conv", "stem.bn")(noise))
+
+    def to(self, device: torch.device) -> "Embedder":
+        """The same on this device."""
+        moved = copy.copy(self)
+        moved._filters = {place: each.to(device) for place, each in self._filters.items()}
+        moved._stem = self._stem.to(device)
+        return moved
 
     def maps(self, students: Sequence[Student], chunk: int = 256) -> torch.Tensor:
         """float32 (n, C, H, W) in the order of `students`; C is the width of the teacher's last block."""

@@ -68,9 +68,9 @@ def latest_search(job: Job, task: Task) -> dict[str, Any]:
         raise ConfigError(f"task {task.name} must have been searched before, got no ranking; run `search`") from error
 
 
-def candidates_of(found: Mapping[str, Any]) -> list[Candidate]:
-    """The ranking of a search, best first; empty where there was none."""
-    return [build(Candidate, value, "search") for value in found.get("candidates", ())]
+def candidates_of(found: Mapping[str, Any], part: str = "candidates") -> list[Candidate]:
+    """The ranking of a search, best first, or the `sample` of all that it scored; empty where there was none."""
+    return [build(Candidate, value, "search") for value in found.get(part, ())]
 
 
 def chosen(job: Job, task: Task, found: dict[str, Any]) -> dict[str, Student]:
@@ -79,7 +79,7 @@ def chosen(job: Job, task: Task, found: dict[str, Any]) -> dict[str, Student]:
     students = {"recommended": candidates[0].student}
     if job.config.distil.controls:
         rng = generator("control", job.config.search.seed, task.id)
-        students["random"] = random_student(candidates, rng)
+        students["random"] = random_student(candidates_of(found, "sample") or candidates, rng)
         budget = Budget(found["max_macs"], found["max_params"])
         students["largest"] = largest_student(job.space, budget, candidates, task.resolution, task.num_classes)
     return {role: s for role, s in students.items() if role == "recommended" or s != students["recommended"]}

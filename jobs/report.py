@@ -62,6 +62,8 @@ def page_of(job: Job, task: Task) -> PageData:
         max_macs=found.get("max_macs"),
         max_params=found.get("max_params"),
         candidates=tuple(candidates_of(found)),
+        scored=found.get("scored", 0),
+        sample=tuple(candidates_of(found, "sample")),
         finals=tuple(
             Final(role, _student(final), predicted.get(_student(final)), _present(final["runs"], records))
             for role, final in finals.items()

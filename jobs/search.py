@@ -1,17 +1,21 @@
 """`search`: adapt the predictor to a teacher and rank thousands of students in a budget."""
 
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cluster.documents import put_latest
+from cluster.runtime import check_workers, preflight, session
 from cluster.teachers import put_own_teacher
 from dass.cost import count_macs
-from dass.records import Task
+from dass.kd.teacher import Teacher
+from dass.records import Task, content_id
 from dass.search.budget import Budget, check_feasible
-from dass.search.ranking import Candidate, rank
-from dass.search.select import search
+from dass.search.ranking import Candidate, Ranking
+from dass.search.select import Scorer, one_thread, search
 from dass.search.strategies import make_strategy
 from jobs import teachers
 from jobs.job import Job
@@ -20,8 +24,12 @@ from jobs.target import current_predictor, find_teacher, own_teacher, scorer_of,
 SHOWN = 10
 
 
-def run(job: Job, source: str | None = None, teacher_file: Path | None = None) -> dict[str, Any]:
-    """Rank candidates for the target; the ranking goes into the store, where `distil` finds it."""
+def run(job: Job, source: str | None = None, teacher_file: Path | None = None, workers: int = 0) -> dict[str, Any]:
+    """Rank candidates for the target; the ranking goes into the store, where `distil` finds it.
+
+    workers: how many processes score, by Ray Tune; 0 scores in this one. The ranking is the same.
+    """
+    check_workers(workers, job.config.lanes.gpus)
     settings = job.config.search
     sha, predictor = current_predictor(job)
     if not predictor.is_selected:
@@ -38,32 +46,63 @@ def run(job: Job, source: str | None = None, teacher_file: Path | None = None) -
         put_own_teacher(job.database, own, task.id)
     teacher = own or find_teacher(job, task)
     began = time.perf_counter()
-    scorer = scorer_of(job, task, teacher, predictor)
+    with one_thread():
+        scorer = scorer_of(job, task, teacher, predictor)
     adapt_s = time.perf_counter() - began
-    strategy = make_strategy(
-        settings.strategy, job.space, budget, task.resolution, task.num_classes, settings.seed, sampler=settings.sampler
-    )
-    found: list[Candidate] = []
+    ranking = Ranking()
     with job.console.phase("search") as bar:
-        for batch in search(strategy, scorer, settings, task.resolution, task.num_classes):
-            found += batch
-            bar.update(len(found), settings.candidates)
-    ranked = rank(found)
+        for batch in _scored(job, task, budget, scorer, _scorer_id(sha, teacher, task), workers):
+            ranking.add(batch)
+            bar.update(ranking.scored, settings.candidates)
+    ranked = ranking.ranked
     value = {
         **summary,
         "teacher": teacher.id,
         "teacher_accuracy_pct": teacher.accuracy_pct,
         "adapt_s": adapt_s,
         "score_s": job.console.phases["search"],
+        "scored": ranking.scored,
         "candidates": [asdict(candidate) for candidate in ranked],
+        "sample": [] if ranking.is_complete else [asdict(candidate) for candidate in ranking.sample],
     }
     put_latest(job.store, f"search-{task.id}", value)
     job.console.table(
-        f"Best of {len(ranked)} candidates for {task.name}",
+        f"Best of {ranking.scored} candidates for {task.name}",
         ("student", "predicted %", "MMACs", "k params"),
         [(c.student.key, f"{c.score:.1f}", f"{c.macs / 1e6:.2f}", f"{c.params / 1e3:.0f}") for c in ranked[:SHOWN]],
     )
-    return {**value, "candidates": value["candidates"][:SHOWN], "scored": len(ranked)}
+    return {**value, "candidates": value["candidates"][:SHOWN], "sample": len(value["sample"])}
+
+
+def _scored(
+    job: Job, task: Task, budget: Budget, scorer: Scorer, scorer_id: str, workers: int
+) -> Iterator[list[Candidate]]:
+    """The candidates batch by batch, scored in this process or by workers."""
+    settings = job.config.search
+    if not workers:
+        strategy = make_strategy(
+            settings.strategy,
+            job.space,
+            budget,
+            task.resolution,
+            task.num_classes,
+            settings.seed,
+            sampler=settings.sampler,
+        )
+        yield from search(strategy, scorer, settings, task.resolution, task.num_classes)
+        return
+    preflight(job.store.url, job.config.lanes.gpus)
+    from cluster.score import ScoreJob, score_candidates  # Ray is imported only where it works
+
+    place = (job.config.space, budget, task.resolution, task.num_classes)
+    score_job = ScoreJob(job.store.url, scorer_id, *place, settings, job.config.lanes, workers)
+    with session(workers), closing(score_candidates(score_job, scorer)) as batches:
+        yield from batches
+
+
+def _scorer_id(predictor: str, teacher: Teacher, task: Task) -> str:
+    """What a score depends on, beside the student and the search itself."""
+    return content_id([predictor, teacher.id, teacher.accuracy_pct, task.id])
 
 
 def wanted(job: Job, source: str | None = None) -> tuple[Task, Budget]:

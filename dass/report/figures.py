@@ -115,7 +115,7 @@ def agreement(page: PageData, size: Size) -> str:
             for value, pair in zip(values, known, strict=True):
                 if pair.role is not None:
                     _mark(axes, pair.role, value, pair.actual)
-            axes.xaxis.set_major_locator(MaxNLocator(5))
+            axes.xaxis.set_major_locator(MaxNLocator(5, prune="upper"))  # the last label would be cut off
         low, high = (pick(v for p in known for v in (p.predicted, p.actual)) for pick in (min, max))
         by_score.plot([low, high], [low, high], color=MUTED, linewidth=1, dashes=(2, 3), zorder=1)
         name_axes(by_score, "predicted, %", "actual, %")
@@ -231,7 +231,8 @@ class _Layout:
 
 def _draw_cloud(axes: Axes, page: PageData) -> None:
     """The candidates as pixels, whose size does not grow with their number, under their frontier as a line."""
-    macs, scores = [p.macs for p in page.candidates], [p.score for p in page.candidates]
+    cloud = page.sample or page.candidates
+    macs, scores = [p.macs for p in cloud], [p.score for p in cloud]
     if macs:
         axes.scatter(macs, scores, s=9, c=CLOUD, alpha=0.3, linewidths=0, rasterized=True)
         axes.plot([], [], "o", ms=5, color=CLOUD, mew=0, label="candidates")

@@ -107,7 +107,8 @@ class PageData:
 
     largest: the teacher's architecture, which exists before any teacher is trained.
     max_macs, max_params: the budget of the search; None where it was not limited.
-    candidates: ranked, best first. runs: every distilled student of every task. tuning: empty where none was made.
+    candidates: ranked, best first. scored, sample: how many there were in all, and some of them that stand for all, where
+    not all are kept; 0 and empty otherwise. runs: every distilled student of every task. tuning: empty where none was made.
     notes: limits the reader should know, one sentence each.
     """
 
@@ -121,6 +122,8 @@ class PageData:
     max_macs: int | None = None
     max_params: int | None = None
     candidates: tuple[Candidate, ...] = ()
+    scored: int = 0
+    sample: tuple[Candidate, ...] = ()
     finals: tuple[Final, ...] = ()
     observed: tuple[Observed, ...] = ()
     tasks: tuple[TaskRow, ...] = ()

@@ -56,7 +56,8 @@ def facts(page: PageData) -> dict[str, Any]:
         },
         "finals": [_final_facts(page, final) for final in page.finals],
         "candidates": {
-            "num": len(page.candidates),
+            "num": page.scored or len(page.candidates),
+            "drawn": len(page.sample or page.candidates),
             "top": [_point_facts(page, point) for point in page.candidates[:NUM_TOP]],
             "frontier": [_point_facts(page, point) for point in frontier(page)],
         },

@@ -1,6 +1,9 @@
 """The search itself: a strategy proposes students in the budget, a scorer values them, the best come first."""
 
+import copy
 from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,11 +13,16 @@ from dass.cost import count_macs, count_params
 from dass.embed import Embedder
 from dass.errors import ConfigError
 from dass.meta.train import Adapted
+from dass.predictor import to_percent
 from dass.records import Student
 from dass.search.budget import Budget
 from dass.search.ranking import Candidate
+from dass.search.rounds import Chunk, Rounds
 from dass.search.strategies import Strategy, StrategyName
 from dass.spaces.space import Sampler, SearchSpace
+
+MAX_CHUNK = 256  # students whose maps lie in memory at once, per thread
+MAX_THREADS = 8  # the Python between two convolutions runs on one thread at a time: more threads wait for each other
 
 
 @dataclass(frozen=True)
@@ -29,9 +37,12 @@ class SearchConfig:
     max_macs_ratio: float | None = field(default=None, metadata={"help": "budget as a share of the teacher's MACs"})
     max_params: int | None = field(default=None, metadata={"help": "budget in trainable parameters"})
     batch: int = field(default=500, metadata={"help": "students asked of the strategy at once"})
+    chunk: int = field(
+        default=250, metadata={"help": "the most students scored by one call; a part of what fixes a score's last bits"}
+    )
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "batch", "max_macs", "max_params"):
+        for name in ("candidates", "batch", "chunk", "max_macs", "max_params"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"search.{name} must be >= 1, got {value}; set search.{name}")
@@ -55,14 +66,21 @@ class Scorer(Protocol):
     """Ranks students for one task: higher is better. What the value means is the scorer's own."""
 
     def score(self, students: Sequence[Student]) -> torch.Tensor:
-        """float32 (n,) in the order of `students`."""
+        """float32 (n,) in the order of `students`, on the CPU; may be called from several threads at once."""
+
+    def to(self, device: torch.device) -> "Scorer":
+        """The same scorer, computing on this device."""
 
 
 class PredictorScorer:
     """The adapted DaSS predictor as a scorer: predicted accuracy after distillation, in percent."""
 
     def __init__(self, adapted: Adapted, embedder: Embedder, space: SearchSpace) -> None:
-        self._adapted = adapted
+        # A copy that holds the adapted weights: `adapted.score` lends them to the shared network for the time of a
+        # call, which other threads would see.
+        self._network = copy.deepcopy(adapted.model).requires_grad_(False)
+        self._network.load_state_dict(dict(adapted.params))
+        self._teacher_map = adapted.teacher_map
         self._embedder = embedder
         self._space = space
 
@@ -70,21 +88,72 @@ class PredictorScorer:
         """float32 (n,): predicted accuracy in percent."""
         scores = torch.empty(len(students))
         arch = self._space.encode_many(students)
-        for indices, maps in self._embedder.stream(students):
-            scores[indices] = self._adapted.score(maps, arch[indices].to(maps.device)).cpu()
+        for indices, maps in self._embedder.stream(students, MAX_CHUNK):
+            with torch.inference_mode():
+                values = self._network(maps, arch[indices].to(maps.device), self._teacher_map).squeeze(1)
+                scores[indices] = to_percent(values, self._network.spec.unit).cpu()
         return scores
+
+    def to(self, device: torch.device) -> "PredictorScorer":
+        """The same scorer, computing on this device."""
+        moved = copy.copy(self)
+        moved._network = copy.deepcopy(self._network).to(device)
+        moved._teacher_map, moved._embedder = self._teacher_map.to(device), self._embedder.to(device)
+        return moved
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread: with another number of them sums are added in another order, to other bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def search(
-    strategy: Strategy, scorer: Scorer, config: SearchConfig, resolution: int, num_classes: int
+    strategy: Strategy,
+    scorer: Scorer,
+    config: SearchConfig,
+    resolution: int,
+    num_classes: int,
+    *,
+    threads: int | None = None,
 ) -> Iterator[list[Candidate]]:
-    """Yields the candidates of each batch as they are scored, until `config.candidates` are, or none are left."""
-    remaining = config.candidates
-    while remaining > 0 and (students := strategy.ask(min(config.batch, remaining))):
-        scores = scorer.score(students).tolist()
-        strategy.tell(students, scores)
-        yield [
-            Candidate(student, score, count_macs(student, resolution, num_classes), count_params(student, num_classes))
-            for student, score in zip(students, scores, strict=True)
-        ]
-        remaining -= len(students)
+    """Yields the candidates of each batch as they are scored, until `config.candidates` are, or none are left.
+
+    threads: how many chunks are scored at the same time, each on one thread; None: one per thread of torch, at most
+    MAX_THREADS. The scores do not depend on it. Proposals run ahead by as many chunks where the strategy allows it.
+    """
+    threads = min(torch.get_num_threads(), MAX_THREADS) if threads is None else threads
+    rounds = Rounds(strategy, config.candidates, config.batch, config.chunk)
+    running: dict[Future[torch.Tensor], Chunk] = {}
+    with one_thread(), _pool(threads) as pool:
+        while not rounds.is_done:
+            while len(running) <= threads and (chunk := rounds.take()):  # one waits, so that no thread does
+                running[pool.submit(scorer.score, chunk)] = chunk
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                for batch in rounds.put(running.pop(future), future.result().tolist()):
+                    yield to_candidates(batch.students, batch.in_order, resolution, num_classes)
+
+
+def to_candidates(
+    students: Sequence[Student], scores: Sequence[float], resolution: int, num_classes: int
+) -> list[Candidate]:
+    """The students with their scores and what they cost."""
+    return [
+        Candidate(student, score, count_macs(student, resolution, num_classes), count_params(student, num_classes))
+        for student, score in zip(students, scores, strict=True)
+    ]
+
+
+@contextmanager
+def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads on each of which torch computes alone; what has not begun when the `with` block ends is dropped."""
+    pool = ThreadPoolExecutor(threads, "score", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -30,6 +30,10 @@ MUTATION_RATE = 0.1  # per decision
 class Strategy(Protocol):
     """Proposes students and learns from their scores."""
 
+    @property
+    def learns(self) -> bool:
+        """Whether what it asks depends on scores; one that does not may be asked again before it was told."""
+
     def ask(self, num: int) -> list[Student]:
         """At most `num` students of the budget, never asked before; fewer, or none, when no more are found."""
 
@@ -129,6 +133,8 @@ def breed(space: SearchSpace, parents: Sequence[Student], rng: torch.Generator) 
 class RandomSearch:
     """Random students of the budget, as the space's sampler draws them; learns nothing."""
 
+    learns = False
+
     def __init__(self, proposals: _Proposals) -> None:
         self._proposals = proposals
 
@@ -150,6 +156,7 @@ class Evolution:
     Differs: parents are the best of all generations, so a good student is never forgotten.
     """
 
+    learns = True
     generation = 100
     num_parents = 25
     max_tries = 20  # per child wanted

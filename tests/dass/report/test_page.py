@@ -238,3 +238,10 @@ def test_finals_alone_say_nothing_of_how_well_the_predictor_ranks() -> None:
 def test_only_drawing_loads_matplotlib() -> None:
     code = "import sys, dass.report; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_search_too_large_to_keep_says_how_many_there_were_and_how_many_are_drawn() -> None:
+    candidates = many_candidates(60)
+    text = render(full_page(candidates=candidates[:20], scored=100_000, sample=candidates[20:]))
+    assert "100,000 candidates (40 of them, drawn at random)" in text
+    assert "drawn at random" not in render(full_page(candidates=candidates, scored=60))

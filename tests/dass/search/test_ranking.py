@@ -1,10 +1,13 @@
 import math
 
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dass.records import Student
-from dass.search.ranking import Candidate, pareto, rank
+from dass.search import ranking
+from dass.search.ranking import Candidate, Ranking, pareto, rank
 
 scores = st.one_of(st.integers(0, 5).map(float), st.just(math.nan))
 candidates = st.lists(
@@ -60,3 +63,39 @@ class TestPareto:
         scored = [each for each in given_in if not math.isnan(each.score)]
         expected = {(c.macs, c.score) for c in scored if not any(beats(other, c) for other in scored)}
         assert [(c.macs, c.score) for c in pareto(given_in)] == sorted(expected)
+
+
+class TestRanking:
+    @pytest.fixture
+    @staticmethod
+    def many(monkeypatch: pytest.MonkeyPatch) -> list[Candidate]:
+        """200 candidates, where 40 are kept in full and 20 of more."""
+        for name, num in (("KEEP_ALL", 40), ("KEEP_BEST", 20), ("SAMPLE", 10)):
+            monkeypatch.setattr(ranking, name, num)
+        draws = torch.randint(1000, (200, 2), generator=torch.Generator().manual_seed(0)).tolist()
+        return [Candidate(Student(((index,),)), score / 10, macs, 1) for index, (score, macs) in enumerate(draws)]
+
+    def test_up_to_the_limit_nothing_is_left_out(self, many: list[Candidate]) -> None:
+        kept = Ranking()
+        kept.add(many[:40])
+        assert kept.is_complete
+        assert kept.ranked == rank(many[:40])
+
+    @pytest.mark.parametrize("batch", [1, 7, 200])
+    def test_beyond_it_the_best_of_all_and_the_whole_frontier_stay(self, batch: int, many: list[Candidate]) -> None:
+        kept = Ranking()
+        for start in range(0, 200, batch):
+            kept.add(many[start : start + batch])
+        assert (kept.scored, kept.is_complete) == (200, False)
+        best = rank(many)[:20]
+        assert kept.ranked == rank({*best, *pareto(many)})
+        assert len(kept.ranked) > 20
+
+    def test_the_sample_is_the_same_in_any_order_and_not_of_the_best(self, many: list[Candidate]) -> None:
+        forwards, backwards = Ranking(), Ranking()
+        for index in range(200):
+            forwards.add(many[index : index + 1])
+            backwards.add(many[199 - index : 200 - index])
+        assert forwards.sample == backwards.sample
+        assert len(set(forwards.sample)) == 10
+        assert set(forwards.sample) - set(forwards.ranked)

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from dass.predictor import Adapted, MetaPredictor, Predictor, PredictorSpec
 from dass.records import Student
 from dass.search.budget import Budget
 from dass.search.ranking import Candidate
-from dass.search.select import PredictorScorer, Scorer, SearchConfig, search
+from dass.search.select import PredictorScorer, Scorer, SearchConfig, one_thread, search
 from dass.search.strategies import StrategyName, make_strategy
 from dass.spaces import get_space
 
@@ -32,10 +32,13 @@ class SizeScorer:
         self.calls.append(len(students))
         return torch.tensor([float(count_params(student, NUM_CLASSES)) for student in students])
 
+    def to(self, device: torch.device) -> "SizeScorer":  # noqa: ARG002
+        return self
+
 
 def run_search(scorer: Scorer, config: SearchConfig, budget: Budget = NO_BUDGET) -> list[list[Candidate]]:
     strategy = make_strategy(config.strategy, SPACE, budget, RESOLUTION, NUM_CLASSES, config.seed)
-    return list(search(strategy, scorer, config, RESOLUTION, NUM_CLASSES))
+    return list(search(strategy, scorer, config, RESOLUTION, NUM_CLASSES, threads=1))
 
 
 class TestSearch:
@@ -68,23 +71,29 @@ class TestSearch:
         first, *_, last = run_search(SizeScorer(), config)
         assert sum(each.score for each in last) / len(last) > sum(each.score for each in first) / len(first)
 
-    def test_it_is_lazy(self) -> None:
-        scorer = SizeScorer()
-        config = SearchConfig(candidates=100, batch=10)
-        next(
-            search(
-                make_strategy("random", SPACE, Budget(), RESOLUTION, NUM_CLASSES, 0),
-                scorer,
-                config,
-                RESOLUTION,
-                NUM_CLASSES,
-            )
-        )
-        assert scorer.calls == [10]
+    def test_it_runs_ahead_by_no_more_than_its_threads(self) -> None:
+        scorer, config = SizeScorer(), SearchConfig(candidates=100, batch=10)
+        strategy = make_strategy("random", SPACE, NO_BUDGET, RESOLUTION, NUM_CLASSES, 0)
+        progress = search(strategy, scorer, config, RESOLUTION, NUM_CLASSES, threads=2)
+        next(progress)
+        assert 1 <= len(scorer.calls) <= 4
+        assert isinstance(progress, Generator)
+        progress.close()
+        assert len(scorer.calls) <= 4
+
+    def test_a_scorers_error_is_the_searchs_and_torch_keeps_its_threads(self) -> None:
+        class Broken(SizeScorer):
+            def score(self, students: Sequence[Student]) -> torch.Tensor:
+                raise RuntimeError(f"cannot score {len(students)}")
+
+        before = torch.get_num_threads()
+        with pytest.raises(RuntimeError, match="cannot score 20"):
+            run_search(Broken(), SearchConfig(candidates=20))
+        assert torch.get_num_threads() == before
 
 
 class TestConfig:
-    @pytest.mark.parametrize("name", ["candidates", "batch"])
+    @pytest.mark.parametrize("name", ["candidates", "batch", "chunk"])
     def test_numbers_below_one_are_refused(self, name: str) -> None:
         changes: dict[str, Any] = {name: 0}
         with pytest.raises(ConfigError, match=rf"search\.{name} must be >= 1, got 0"):
@@ -151,4 +160,25 @@ class TestPredictorScorer:
     def test_it_ranks_the_candidates_of_a_search(self, parts: tuple[Adapted, Embedder]) -> None:
         scorer = PredictorScorer(*parts, SPACE)
         (batch,) = run_search(scorer, SearchConfig(candidates=30))
-        assert [candidate.score for candidate in batch] == scorer.score([each.student for each in batch]).tolist()
+        with one_thread():
+            assert [each.score for each in batch] == scorer.score([each.student for each in batch]).tolist()
+
+    @pytest.mark.parametrize("strategy", ["random", "evolution"])
+    def test_scores_are_the_same_bits_with_any_number_of_threads(
+        self, strategy: StrategyName, parts: tuple[Adapted, Embedder]
+    ) -> None:
+        scorer = PredictorScorer(*parts, SPACE)
+        config = SearchConfig(candidates=200, batch=60, chunk=8, strategy=strategy)
+        proposals = (make_strategy(strategy, SPACE, NO_BUDGET, RESOLUTION, NUM_CLASSES, 0) for _ in range(3))
+        one, two, four = (
+            list(search(each, scorer, config, RESOLUTION, NUM_CLASSES, threads=threads))
+            for each, threads in zip(proposals, (1, 2, 4), strict=True)
+        )
+        assert one == two == four
+
+    def test_a_scorer_on_another_device_leaves_the_first_one_as_it_was(self, parts: tuple[Adapted, Embedder]) -> None:
+        scorer, students = PredictorScorer(*parts, SPACE), SPACE.sample(10, torch.Generator().manual_seed(3))
+        before = scorer.score(students)
+        scorer.to(torch.device("meta"))
+        assert torch.equal(scorer.score(students), before)
+        assert torch.equal(scorer.to(torch.device("cpu")).score(students), before)
