@@ -116,10 +116,14 @@ def test_finished_ids_read_no_loose_object_and_each_packed_file_once() -> None:
     assert store.reads == ["records/packed/task-a/1.parquet"]
 
 
-def test_a_remote_store_is_listed_in_shards_and_loose_before_packed() -> None:
-    store = RemoteMemoryStore()
-    RunDatabase(store).finished_ids()
-    assert sorted(store.lists[:-1]) == [f"records/loose/{number:02x}/" for number in range(256)]
+@pytest.mark.parametrize("count", [0, 999, 1000, 1001])
+def test_loose_records_are_listed_before_packed_ones_and_many_of_them_in_shards(count: int) -> None:
+    ids = [f"{number:08x}"[::-1] for number in range(count)]
+    store = RemoteMemoryStore({loose_key(run_id): b"" for run_id in ids})
+    assert RunDatabase(store).finished_ids() == set(ids)
+    shards = [f"records/loose/{number:02x}/" for number in range(256)] if count >= 1000 else []
+    assert store.lists[0] == "records/loose/"
+    assert sorted(store.lists[1:-1]) == shards
     assert store.lists[-1] == "records/packed/"
 
 
