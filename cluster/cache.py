@@ -155,8 +155,8 @@ def open_cache(settings: LaneConfig) -> PackCache | None:
     """The cache that the settings ask for; None where they turn it off."""
     if settings.cache_gb == 0:
         return None
-    default = Path(tempfile.gettempdir()) / f"dass-packs-{os.getuid()}"  # one for all lanes of this user
-    return PackCache(Path(settings.cache_dir) if settings.cache_dir else default, int(settings.cache_gb * GB))
+    folder = Path(settings.cache_dir) if settings.cache_dir else _default_folder()
+    return PackCache(folder, int(settings.cache_gb * GB))
 
 
 def load_pack(store: ObjectStore, pack_id: str, cache: PackCache | None) -> Loaded:
@@ -168,6 +168,15 @@ def load_pack(store: ObjectStore, pack_id: str, cache: PackCache | None) -> Load
     if cache is None or not store.is_remote:
         return Loaded(get_pack(store, pack_id))
     return cache.load(store, pack_id)
+
+
+def _default_folder() -> Path:
+    """One for all lanes of this user; where no temporary folder can be written, the cache cannot serve and says so."""
+    try:
+        place = tempfile.gettempdir()
+    except FileNotFoundError:
+        place = "/tmp"  # noqa: S108 - what stands in the message
+    return Path(place) / f"dass-packs-{os.getuid()}"
 
 
 def _open_locked(path: Path) -> Pack:

@@ -15,14 +15,13 @@ import ray
 from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.database import RunDatabase
 from cluster.lane import Lane, LaneJob
 from cluster.objects import open_store
 from cluster.plan import Plan, cut_cohorts, pending
 from cluster.queue import QueueStats, remote_queue
-from cluster.runtime import NAMESPACE, check_room
+from cluster.runtime import NAMESPACE, check_room, on_this_node
 from cluster.settings import LaneConfig
 from dass.errors import ClusterError
 from dass.records import Run
@@ -75,7 +74,7 @@ def _lanes(job: LaneJob, num: int) -> Iterator[list[Any]]:
     with tempfile.TemporaryDirectory(
         prefix="dass-train-", ignore_cleanup_errors=True
     ) as storage:  # lanes may still write
-        drive = ray.remote(num_cpus=0, scheduling_strategy=_here())(_drive_lane)
+        drive = ray.remote(num_cpus=0, scheduling_strategy=on_this_node())(_drive_lane)
         lanes = [drive.remote(f"lane{index}", asdict(job), storage) for index in range(num)]
         try:
             yield lanes
@@ -127,17 +126,12 @@ def _train_lane(config: dict[str, Any]) -> None:
     Lane(config["lane"], job, ray.get_actor(job.queue, namespace=NAMESPACE)).work()
 
 
-def _here() -> NodeAffinitySchedulingStrategy:
-    """The node of the driver: what must not be lost goes there."""
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-
-
 @contextmanager
 def _queue(name: str, store_url: str, plan: Plan, settings: LaneConfig) -> Iterator[Any]:
     """The queue's actor, for the time of a `with` block."""
     actor = (
         remote_queue()
-        .options(name=name, namespace=NAMESPACE, scheduling_strategy=_here())
+        .options(name=name, namespace=NAMESPACE, scheduling_strategy=on_this_node())
         .remote(store_url, plan.runs, lease_s=settings.lease_s)
     )
     try:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,11 +53,16 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
     local = {} if address else {"num_cpus": num_cpus, "include_dashboard": False}
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", **local)
+        # "local", because Ray would otherwise join whatever cluster somebody has started on this machine
+        ray.init(address=address or "local", namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", **local)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        remedy = (
+            "unset RAY_ADDRESS to work on this machine alone, or give the address of a running cluster"
+            if address
+            else "see that RAY_TMPDIR, by default /tmp, can be written and has space"
+        )
         raise ClusterError(
-            f"Ray must start or be reached at {address or 'a local address'}, got {error}; unset RAY_ADDRESS to work on "
-            "this machine alone, or give the address of a running cluster"
+            f"Ray must start or be reached at {address or 'a local address'}, got {error}; {remedy}"
         ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # ray.init puts its own in place, which ends without our exit code
@@ -64,6 +70,14 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def on_this_node() -> Any:  # noqa: ANN401 - Ray is imported only where it works
+    """The scheduling strategy for what must not be lost: the node of the driver."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def preflight(store_url: str, gpus_per_lane: float) -> None:

@@ -117,9 +117,13 @@ def read_recipe(text: str) -> Recipe:
     return read_value(Recipe, json.loads(text))
 
 
-def check_schema(store: ObjectStore) -> None:
-    """Raise SchemaTooNewError when a newer version of this package owns the store; a store without owner is fine."""
-    _owner(store)
+def check_schema(store: ObjectStore) -> bool:
+    """Whether the store has an owner, which a first write gives it.
+
+    Raises:
+        SchemaTooNewError: a newer version of this package owns it.
+    """
+    return _owner(store) is not None
 
 
 def claim_schema(store: ObjectStore) -> None:

@@ -23,9 +23,9 @@ import torch
 from ray import tune
 from ray.exceptions import RayError
 from ray.tune.search import Searcher
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.objects import open_store
+from cluster.runtime import on_this_node
 from cluster.scores import ScoreLedger
 from cluster.settings import LaneConfig
 from dass.errors import ClusterError
@@ -122,7 +122,7 @@ def _driven(job: ScoreJob, scorer: Scorer) -> Iterator[Callable[[], None]]:
         if was_over:  # and the batch that is waited for is still not there
             raise ClusterError("every batch must be scored when Ray Tune ends, got one that is not; search again")
         if not outcomes:
-            drive = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=_here())(_drive)
+            drive = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=on_this_node())(_drive)
             outcomes.append(drive.remote(job, [ray.put(scorer)]))
         if ray.wait(outcomes, timeout=POLL_S)[0]:
             _raise(outcomes[0])
@@ -242,8 +242,3 @@ def _encode(chunk: Chunk) -> str:
 
 def _decode(text: str) -> Chunk:
     return tuple(Student(tuple(map(tuple, widths)), family) for widths, family in json.loads(text))
-
-
-def _here() -> NodeAffinitySchedulingStrategy:
-    """The node of the driver: what must not be lost goes there."""
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

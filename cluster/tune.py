@@ -15,11 +15,10 @@ import torch
 from ray import tune
 from ray.exceptions import RayError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.ledger import Phase, TrialLedger
 from cluster.objects import open_store
-from cluster.runtime import check_room
+from cluster.runtime import check_room, on_this_node
 from cluster.settings import LaneConfig
 from cluster.trial import TrialRun, TrialTasks
 from dass.errors import ClusterError
@@ -76,7 +75,7 @@ def run_trials(job: TuneJob, tasks: TrialTasks) -> Generator[tuple[Trial, ...], 
     check_room(job.lanes)
     # A process beside the driver, for the reason that lanes have one. When it dies Ray starts it once more, and it
     # goes on from the ledger.
-    drive = ray.remote(num_cpus=0, scheduling_strategy=_here())(_drive)
+    drive = ray.remote(num_cpus=0, scheduling_strategy=on_this_node())(_drive)
     running = [drive.remote(job, [ray.put(tasks)])]
     outcome = running[0]
     try:
@@ -188,10 +187,11 @@ def _drive(job: TuneJob, tasks: list[Any]) -> None:
                 verbose=0,
             ),
         )
-        for result in tuner.fit():
-            if result.error is not None and result.config is not None:
-                trial = ledger.get(known[result.config["name"]])
-                ledger.put(replace(trial, status="failed", reason=str(result.error).strip().splitlines()[-1]))
+        # in the order of the grid; a trial that never had a result does not bring its name
+        for name, result in zip(left, tuner.fit(), strict=False):
+            if result.error is not None:
+                reason = str(result.error).strip().splitlines()[-1]
+                ledger.put(replace(ledger.get(known[name]), status="failed", reason=reason))
 
 
 def _results(trial: Trial) -> list[dict[str, Any]]:
@@ -206,8 +206,3 @@ def _results(trial: Trial) -> list[dict[str, Any]]:
 
 def _result(episode: int, best: float | None) -> dict[str, Any]:
     return {"episode": episode, "spearman": WORST if best is None else best}
-
-
-def _here() -> NodeAffinitySchedulingStrategy:
-    """The node of the driver: what must not be lost goes there."""
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

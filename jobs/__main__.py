@@ -204,7 +204,8 @@ def compact(
     from jobs import compact as verb
 
     verb.check_grace(grace)
-    job = Job.open(recipes.get_recipe("quickstart"), store, Console(is_json=is_json), dry_run=False)
+    console = Console(is_json=is_json)
+    job = Job.open(recipes.get_recipe("quickstart"), store, console, dry_run=False, is_keeper=True)
     job.console.document(verb.run(job, grace))
 
 
@@ -222,7 +223,9 @@ def gc(
 
     verb.checked_age(older_than)
     console = Console(is_json=is_json)
-    job = Job.open(recipes.get_recipe("quickstart"), store, console, dry_run=not delete, is_reader=not delete)
+    job = Job.open(
+        recipes.get_recipe("quickstart"), store, console, dry_run=not delete, is_reader=not delete, is_keeper=True
+    )
     job.console.document(verb.run(job, older_than))
 
 
@@ -239,7 +242,8 @@ def export(
     from jobs import export as verb
 
     verb.check_output(output, force=force)
-    job = Job.open(recipes.get_recipe("quickstart"), store, Console(is_json=is_json), dry_run=True, is_reader=True)
+    console = Console(is_json=is_json)
+    job = Job.open(recipes.get_recipe("quickstart"), store, console, dry_run=True, is_reader=True, is_keeper=True)
     job.console.document(verb.run(job, output, force=force))
 
 

@@ -10,12 +10,12 @@ from cluster.database import RunDatabase
 from cluster.documents import get_latest, get_task, put_latest, put_task
 from cluster.objects import ObjectStore, open_store
 from cluster.packs import put_pack
-from cluster.schema import check_schema, claim_schema, upgrade_schema
+from cluster.schema import STORE_KEY, check_schema, claim_schema, upgrade_schema
 from dass.data.pack import Pack
 from dass.data.sources import read_source
 from dass.data.splits import assign_parts, whole_task
 from dass.data.tasks import TaskSet, make_tasks
-from dass.errors import ObjectNotFoundError
+from dass.errors import ConfigError, ObjectNotFoundError
 from dass.records import Record, Task, content_id
 from dass.spaces import get_space
 from dass.spaces.space import SearchSpace
@@ -36,12 +36,26 @@ class Job:
     _packs: dict[str, Pack] = field(default_factory=dict, repr=False)  # by source: those read in this process
 
     @classmethod
-    def open(cls, config: Config, store_url: str, console: Console, *, dry_run: bool, is_reader: bool = False) -> "Job":
+    def open(
+        cls,
+        config: Config,
+        store_url: str,
+        console: Console,
+        *,
+        dry_run: bool,
+        is_reader: bool = False,
+        is_keeper: bool = False,
+    ) -> "Job":
         """Check the store before anything else; see `check_schema` and ObjectStore.check_writable for the errors.
 
         is_reader: the verb only ever reads, so a store that cannot be written will do.
+        is_keeper: the verb looks after what is there, so a store in which nothing was ever written is a wrong one.
         """
-        check_schema(open_store(store_url, FIRST_ANSWER_S))
+        is_owned = check_schema(open_store(store_url, FIRST_ANSWER_S))
+        if is_keeper and not is_owned:
+            raise ConfigError(
+                f"--store must hold what other verbs have written, got {store_url} without {STORE_KEY}; correct the path"
+            )
         store = open_store(store_url)
         if not is_reader:
             store.check_writable()

@@ -13,7 +13,7 @@ from dass.embed import Embedder, draw_noise, noise_sha
 from dass.errors import DataError, ObjectNotFoundError
 from dass.meta.episodes import MetaTask
 from dass.meta.features import featurise
-from dass.meta.train import MetaProgress, MetaTraining
+from dass.meta.train import STATE_VERSION, MetaProgress, MetaTraining
 from dass.predictor import PredictorSpec
 from dass.records import Record, Task, content_id
 from jobs import collect, teachers
@@ -92,7 +92,7 @@ def learnable(job: Job) -> Learnable:
 def key_parts(job: Job, found: Learnable) -> dict[str, Any]:
     """What a meta-training depends on."""
     ids = sorted(record.run.id for record in found.records)
-    return {"meta": job.config.meta, "space": job.config.space, "records": ids}
+    return {"version": STATE_VERSION, "meta": job.config.meta, "space": job.config.space, "records": ids}
 
 
 def current(job: Job) -> dict[str, Any]:

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import torch
 
-from cluster.documents import get_latest
 from cluster.plan import Plan
 from cluster.teachers import load_teacher
 from cluster.weights import get_blob
 from dass.data.batches import ResidentBatches
 from dass.embed import Embedder, draw_noise
-from dass.errors import ConfigError, ObjectNotFoundError, StoreError
+from dass.errors import ConfigError, StoreError
 from dass.kd.cohort import evaluate
 from dass.kd.teacher import Teacher
 from dass.predictor import MetaPredictor, load_predictor
@@ -20,7 +19,7 @@ from dass.search.select import PredictorScorer
 from dass.tensors import pack_tensors, sha256, unpack_tensors
 from jobs import teachers
 from jobs.job import Job
-from jobs.meta_train import spec_of
+from jobs.meta_train import current, spec_of
 from jobs.train_runs import train_runs
 
 
@@ -64,17 +63,19 @@ def own_teacher(job: Job, task: Task, file: Path) -> Teacher:
 def current_predictor(job: Job) -> tuple[str, MetaPredictor]:
     """The store's predictor and its SHA-256, refused unless it was made for this space, resolution, noise and unit.
 
+    The unit of a tuned one is what the tuning found, and not the recipe's.
+
     Raises:
         ConfigError: the store has none.
         PredictorMismatchError: it was made for something else.
     """
-    try:
-        sha = str(get_latest(job.store, "predictor")["predictor"])
-    except ObjectNotFoundError as error:
-        raise ConfigError(
-            f"a search needs a predictor, got a store without one ({job.store.url}); run `meta-train`"
-        ) from error
-    return sha, load_predictor(get_blob(job.store, sha), expect=spec_of(job, job.config.data.resolution))
+    if not (known := current(job)):
+        raise ConfigError(f"a search needs a predictor, got a store without one ({job.store.url}); run `meta-train`")
+    expected = spec_of(job, job.config.data.resolution)
+    if tuning := known.get("tuning"):
+        expected = replace(expected, unit=tuning["config"]["unit"])
+    sha = str(known["predictor"])
+    return sha, load_predictor(get_blob(job.store, sha), expect=expected)
 
 
 def scorer_of(job: Job, task: Task, teacher: Teacher, predictor: MetaPredictor) -> PredictorScorer:

@@ -41,11 +41,15 @@ def run(job: Job, num_trials: int) -> dict[str, Any]:
     if (known := current(job)).get("key") == whole:
         job.console.say("meta-train: the store's predictor was tuned from these records already")
         return {**summary, "predictor": known["predictor"], "valid_spearman": known["valid_spearman"]}
-    trials, finals = _trained(job, found, key, num_trials)
+    trials, every = _trained(job, found, key, num_trials)
+    finals = {number: runs for number, runs in every.items() if any(run.status == "finished" for run in runs)}
+    if not finals:
+        raise _nothing_left([run for runs in every.values() for run in runs])
     number = winner(finals)
     best = best_seed(finals[number])
+    is_whole = all(run.is_settled for runs in ([*trials], *every.values()) for run in runs)
     value = {
-        "key": whole,
+        "key": whole if is_whole else None,  # what failed is tried again next time
         "predictor": best.predictor,
         "records": len(found.records),
         "valid_spearman": best.best,
@@ -96,10 +100,7 @@ def _trained(job: Job, found: Learnable, key: str, num_trials: int) -> tuple[lis
     finals: dict[int, list[Trial]] = {}
     for run in runs:
         finals.setdefault(run.number, []).append(trained.get((run.number, run.config.seed)) or done[run.number])
-    usable = {number: runs for number, runs in finals.items() if any(run.status == "finished" for run in runs)}
-    if not usable:
-        raise _nothing_left([run for runs in finals.values() for run in runs])
-    return trials, usable
+    return trials, finals
 
 
 def _phase(job: Job, key: str, phase: Phase, planned: Sequence[Trial], tasks: TrialTasks) -> list[Trial]:

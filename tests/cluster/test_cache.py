@@ -1,11 +1,13 @@
 """The cache of packs against a remote store that counts what is read from it."""
 
+import errno
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -315,3 +317,24 @@ def test_the_settings_turn_the_cache_off_and_say_where_it_is(tmp_path: Path, sto
         LaneConfig(cache_gb=-1)
     with pytest.raises(ConfigError, match=r"lanes.cache_dir must be an absolute path, got 'cache'"):
         LaneConfig(cache_dir="cache")
+
+
+def test_without_any_temporary_folder_packs_are_used_without_the_cache(
+    store: RemoteMemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    loaded = load_pack(store, PACKS[0].id, open_cache(LaneConfig()))
+    assert loaded.pack.id == PACKS[0].id
+    assert loaded.problem == (
+        f"/tmp/dass-packs-{os.getuid()} cannot be used: Read-only file system; "  # noqa: S108 - only told
+        "set lanes.cache_dir or lanes.cache_gb=0"
+    )
+
+
+def refuse(*_: object, **__: object) -> None:
+    """What a system whose disk is read-only says."""
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))

@@ -9,10 +9,12 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from cluster.objects import FolderStore
 from cluster.runtime import session
 from cluster.settings import LaneConfig
+from cluster.trial import TrialTasks
 from cluster.tune import TuneJob, _Scheduler, run_trials
 from dass.errors import ConfigError
 from dass.meta.train import MetaProgress
@@ -72,6 +74,20 @@ def test_trials_equal_training_without_ray_and_one_that_fails_ends_nothing(tmp_p
         trial.status for trial in trials
     ]  # only the failed one is tried
     assert objects(tmp_path) == before
+
+
+class LostTasks(TrialTasks):
+    """Tasks that no process gets hold of."""
+
+    def to(self, device: torch.device) -> TrialTasks:
+        raise RuntimeError(f"no room on {device}")
+
+
+def test_a_trial_whose_process_never_begins_has_failed_for_its_reason(tmp_path: Path) -> None:
+    job = job_of(tmp_path, Trial(0, BASE), Trial(1, replace(BASE, seed=3)), lanes=replace(LANES, max_failures=0))
+    *_, trials = run_trials(job, LostTasks(TASKS.spec, TASKS.train, TASKS.valid))
+    assert [trial.status for trial in trials] == ["failed", "failed"]
+    assert all("no room on cpu" in trial.reason for trial in trials), [trial.reason for trial in trials]
 
 
 def test_an_abandoned_tuning_goes_on_where_it_was(tmp_path: Path) -> None:

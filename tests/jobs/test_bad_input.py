@@ -3,19 +3,21 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from cluster.documents import get_latest
+from cluster.documents import get_latest, put_latest
 from cluster.objects import FolderStore
 from cluster.plan import Plan
 from dass.cost import count_macs
 from dass.networks import build
 from dass.seeding import generator
 from dass.spaces import get_space
+from jobs.config import with_settings
+from jobs.recipes import get_recipe
 from tests.jobs.command import call, tree
 from tests.jobs.images import save_weights, write_images
 from tests.jobs.prepared import final_plan, open_smoke, prepare, train
@@ -144,7 +146,7 @@ def test_a_damaged_record_is_named_with_the_remedy(done: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("store", "message"),
     [
-        ("s3://bucket/prefix", "a store must be a folder in this version, got 's3://bucket/prefix'; give a path on a"),
+        ("s3://Bucket/prefix", "a store must be a folder or s3://bucket/prefix, a bucket being 3 to 63 lower-case"),
         ("gs://bucket", "a store must be a folder or s3://bucket/prefix, got 'gs://bucket'; give a path such as"),
         ("", "a store must be a folder or s3://bucket/prefix, got ''; give a path such as"),
     ],
@@ -345,6 +347,19 @@ def test_a_predictor_for_something_else_is_refused(setting: str, message: str, d
         f"a predictor ranks only what it was made for: {message}; "
         "use a predictor meta-trained for that, or change the search"
     )
+
+
+def test_the_unit_that_a_tuning_found_is_searched_with_whatever_the_recipe_says(done: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(done, tmp_path / "store")
+    in_unit = ("--set", "meta.unit=task_free")
+    assert call("meta-train", *SMOKE, *in_unit, "--store", store).code == 0
+    untuned = get_latest(FolderStore(store), "predictor")
+    assert "its unit is 'task_free', got 'percent'" in refusal(store, "search", *SMOKE)
+    config = with_settings(get_recipe("smoke"), in_unit[1:]).meta
+    put_latest(FolderStore(store), "predictor", {**untuned, "tuning": {"config": asdict(config)}})
+    answer = call("search", *SMOKE, "--json", "--store", store)
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["predictor"] == untuned["predictor"]
 
 
 def test_a_damaged_predictor_is_refused(done: Path, tmp_path: Path) -> None:

@@ -159,6 +159,7 @@ def test_an_exported_csv_says_the_same_as_the_records(place: Path, tmp_path: Pat
 
 
 def test_an_empty_store_gives_a_file_with_columns_and_no_rows(tmp_path: Path) -> None:
+    claim_schema(FolderStore(tmp_path / "store"))
     for name in ("runs.csv", "runs.parquet"):
         assert call("export", "--store", tmp_path / "store", "--output", tmp_path / name).code == 0
     assert pq.read_table(tmp_path / "runs.parquet").num_rows == 0
@@ -264,3 +265,18 @@ def test_the_query_of_the_readme_says_what_the_records_say(place: Path, monkeypa
         assert mean_pct == pytest.approx(np.mean(accuracies), abs=0.01)
         assert tuple(map(tuple, best_student)) in best
         assert corr_macs == pytest.approx(np.corrcoef([r.macs for r in mine], accuracies)[0, 1], abs=0.001)
+
+
+@pytest.mark.parametrize("verb", [("compact",), ("gc",), ("gc", "--delete"), ("export", "--output")])
+def test_a_folder_that_is_no_store_is_refused_and_left_as_it_is(verb: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
+    output = [tmp_path / "out.csv"] if verb[-1] == "--output" else []
+    before = tree(tmp_path)
+    for store in (tmp_path / "photos", tmp_path / "absent"):
+        answer = call(*verb, *output, "--store", store)
+        assert (answer.code, answer.out) == (2, "")
+        assert answer.error == (
+            f"error: --store must hold what other verbs have written, got {store} without schema.json; correct the path"
+        )
+    assert tree(tmp_path) == before

@@ -1,0 +1,44 @@
+"""Where a session of Ray works."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from cluster.runtime import session
+from dass.errors import ClusterError
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray warns of its own deprecations
+
+
+@pytest.fixture
+def somebodys(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A cluster that somebody has started on this machine, where `ray.init()` finds it."""
+    folder = tempfile.mkdtemp(prefix="ray")  # short, as paths of sockets have to be
+    monkeypatch.setenv("RAY_TMPDIR", folder)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    yield cluster
+    cluster.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_without_an_address_a_session_keeps_away_from_somebodys_cluster(somebodys: Cluster) -> None:
+    with session(2):
+        assert ray.get_runtime_context().gcs_address != somebodys.address
+        assert ray.cluster_resources()["CPU"] == 2
+
+
+def test_a_folder_that_cannot_be_written_is_told_with_its_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("text")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    told = r"at a local address, got .*; see that RAY_TMPDIR, by default /tmp, can be written"
+    with pytest.raises(ClusterError, match=told), session(1):
+        pass
