@@ -1,15 +1,17 @@
 """One lane's work: lease a cohort, train it, leave records; nothing here knows how the lane was started.
 
-    task and teacher from the store -> saved states -> cohorts by position -> train
+    task and teacher from the store -> saved states -> cohorts by position and size -> train
 
 and at each yield: the records of the runs that ended, a heartbeat, and now and then a checkpoint of every run under the
-lease's token. A lease that is lost is dropped at once: somebody else trains those runs now.
+lease's token. A lease that is lost is dropped at once: somebody else trains those runs now. A cohort that breaks the
+memory goes on from its checkpoints in halves, under the same lease.
 """
 
+import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,24 +19,30 @@ import ray
 import torch
 
 from cluster.cache import load_pack, open_cache
-from cluster.checkpoints import get_checkpoint, put_checkpoint, remove_checkpoints
+from cluster.checkpoints import Saved, find_saved, get_checkpoint, put_checkpoint, remove_checkpoints
 from cluster.database import RunDatabase
 from cluster.documents import get_task
 from cluster.events import EventLog
 from cluster.heartbeat import Heartbeat
+from cluster.memory import MemoryMeter, share_of
 from cluster.objects import open_store
 from cluster.plan import FailureKind, cut_cohorts
 from cluster.queue import Lease, LeaseState
 from cluster.runtime import code_version, device_name, versions
 from cluster.schema import claim_schema
 from cluster.settings import LaneConfig
+from cluster.sizing import Measured, Pace, Sizing
 from cluster.teachers import load_teacher
 from cluster.weights import put_weights
+from dass.allocator import keep_freed_memory
 from dass.cost import count_macs, count_params
 from dass.data.batches import ResidentBatches
 from dass.data.pack import Pack
 from dass.errors import ObjectNotFoundError, StoreError
 from dass.kd.cohort import Cohort, Ended, Position, state_position
+from dass.kd.logits import TeacherLogits
+from dass.kd.teacher import Teacher
+from dass.memory import is_out_of_memory
 from dass.records import Provenance, Record, Run, Status, Task
 
 WAIT_S = 0.5
@@ -55,6 +63,25 @@ class LaneJob:
         return cls(**{**value, "settings": LaneConfig(**value["settings"])})
 
 
+@dataclass(frozen=True)
+class _Work:
+    """A lease under way: what its runs share, those that are left, and their checkpoints, both by run id."""
+
+    lease: Lease
+    task: Task
+    data: ResidentBatches
+    teacher: Teacher | None
+    heartbeat: Heartbeat
+    left: dict[str, Run]
+    saved: dict[str, Saved]
+
+    @property
+    def kind(self) -> tuple[str, int, bool]:
+        """Work of one kind takes equal memory and time, so it shares one size of cohorts."""
+        run = next(iter(self.lease.runs))
+        return run.recipe.id, self.task.resolution, run.teacher is None
+
+
 class Lane:
     """Works until the queue is empty.
 
@@ -73,10 +100,13 @@ class Lane:
         self._database = RunDatabase(self._store)
         self._events = EventLog(self._store, name)
         self._device = torch.device("cuda" if job.settings.gpus > 0 else "cpu")
+        self._logits = TeacherLogits()  # the cohorts of one task ask the teacher once
         self._memory_format = (
             torch.channels_last if job.settings.memory_format == "channels_last" else torch.contiguous_format
         )
         self._pack: Pack | None = None
+        self._sizings: dict[tuple[str, int, bool], Sizing] = {}
+        self._last = Sizing.first(job.settings.cohort_size)  # what comes next is most likely of the last kind
 
     def work(self) -> None:
         """Lease and train until nothing is left.
@@ -84,12 +114,13 @@ class Lane:
         Raises:
             StoreError: the store fails; Ray Train starts the lane again, and the runs go on from their checkpoints.
         """
+        keep_freed_memory()
         torch.set_num_threads(self._job.settings.threads)
         # what an earlier life of this lane held; it died of it, or of its node
         ray.get(self._queue.release.remote(self._name, FailureKind.LANE_LOST))
         with self._events:
             while True:
-                reply = ray.get(self._queue.lease.remote(self._name, self._job.settings.cohort_size))
+                reply = ray.get(self._queue.lease.remote(self._name, self._last.size))
                 if reply.state is LeaseState.EMPTY:
                     return
                 if reply.state is LeaseState.WAIT:
@@ -109,64 +140,117 @@ class Lane:
                 if runs:
                     self._train_runs(lease, runs, heartbeat)
         except (RuntimeError, ValueError, MemoryError, StoreError) as error:
-            self._give_back(lease, error)
+            self._give_back(lease, lease.runs, _failure_kind(error), _reason(error))
             if isinstance(error, StoreError | torch.AcceleratorError):
                 raise
 
-    def _give_back(self, lease: Lease, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {error}"
-        run_ids = [run.id for run in lease.runs]
-        decisions = ray.get(self._queue.fail.remote(run_ids, lease.token, _failure_kind(error), reason))
+    def _give_back(self, lease: Lease, runs: Sequence[Run], kind: FailureKind, reason: str) -> None:
+        """Let the queue decide what follows for those of the runs that the lease still holds."""
+        decisions = ray.get(self._queue.fail.remote([run.id for run in runs], lease.token, kind, reason))
         for run_id, decision in decisions.items():
             self._event("failed", lease, run=run_id, reason=reason, decision=str(decision))
 
     def _train_runs(self, lease: Lease, runs: tuple[Run, ...], heartbeat: Heartbeat) -> None:
-        """Train runs of one task and teacher, those that stand at one position together."""
+        """Train runs of one task and teacher, those that stand at one position together, as many as the memory bears."""
         task = get_task(self._store, runs[0].task)
         data = ResidentBatches.of(self._load_pack(task), task, self._device)
         teacher = None if runs[0].teacher is None else load_teacher(self._database, runs[0].teacher, task.id)
-        states = self._load_states(lease, runs)
-        positions = {run_id: state_position(state)[1] for run_id, state in states.items()}
-        for together in cut_cohorts(runs, positions, len(runs)):
-            cohort = Cohort(
-                together,
-                data,
-                teacher,
-                states={run.id: states[run.id] for run in together if run.id in states},
-                keep_weights=self._job.keep_weights or teacher is None,
-                yield_every=self._job.settings.yield_every,
-                memory_format=self._memory_format,
-            )
-            if not self._train_cohort(lease, cohort, task, heartbeat):
-                return
+        left = {run.id: run for run in runs}
+        work = _Work(lease, task, data, teacher, heartbeat, left, dict(lease.saved))
+        self._last = self._sizings.setdefault(work.kind, Sizing.first(self._job.settings.cohort_size))
+        while work.left:
+            together, states = self._next_cohort(work)
+            if broken := self._train_unless_broken(work, together, states):
+                self._after_out_of_memory(work, together, broken)
 
-    def _train_cohort(self, lease: Lease, cohort: Cohort, task: Task, heartbeat: Heartbeat) -> bool:
-        """Train to the end; False when the lease was lost on the way."""
+    def _next_cohort(self, work: _Work) -> tuple[tuple[Run, ...], dict[str, bytes]]:
+        """The runs to train next and the states of those that have one; the states of the others are left in the store.
+
+        The queue may not know of the last checkpoint of a lane that died, or know one that is gone: then cut anew.
+        """
+        while True:
+            positions = {run_id: saved.position for run_id, saved in work.saved.items()}
+            together = cut_cohorts(tuple(work.left.values()), positions, self._last.size)[0]
+            known = {run.id: work.saved.pop(run.id) for run in together if run.id in work.saved}
+            states = self._load_states(known)
+            found = {run_id: Saved(known[run_id].token, state_position(states[run_id])[1]) for run_id in states}
+            work.saved.update(found)
+            if found == known:
+                return together, states
+
+    def _train_unless_broken(self, work: _Work, runs: tuple[Run, ...], states: dict[str, bytes]) -> str:
+        """Train a cohort; the reason when it breaks the memory, and by then nothing of it is held any more."""
+        try:
+            self._train_cohort(work, runs, states)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return _reason(error)
+        return ""
+
+    def _after_out_of_memory(self, work: _Work, runs: tuple[Run, ...], reason: str) -> None:
+        """Halve the cohorts of this kind of work; a run that breaks the memory alone goes back to the queue."""
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        broken = [run for run in runs if run.id in work.left]
+        if len(broken) > 1:
+            self._last = self._sizings[work.kind] = self._last.after_out_of_memory(len(broken))
+            sizes = {"from": len(broken), "to": self._last.size}
+            self._event("cohort halved", work.lease, runs=[run.id for run in broken], reason=reason, **sizes)
+            work.saved.update(find_saved(self._store, work.left))
+        elif broken:
+            self._give_back(work.lease, broken, FailureKind.OUT_OF_MEMORY, reason)
+            work.left.pop(broken[0].id)
+
+    def _train_cohort(self, work: _Work, runs: tuple[Run, ...], states: dict[str, bytes]) -> None:
+        """Train to the end or until the lease is lost; what is done or lost leaves `work.left`. Uses the states up."""
         began = datetime.now(UTC)
         checkpointed = time.monotonic()
-        self._event("cohort", lease, runs=[run.id for run in cohort.runs], task=task.name)
+        self._event("cohort", work.lease, runs=[run.id for run in runs], size=len(runs), task=work.task.name)
+        memory, pace = MemoryMeter(self._device, share_of(self._job.settings)), Pace()
+        cohort = Cohort(
+            runs,
+            work.data,
+            work.teacher,
+            # taken out: the cohort keeps a copy of its own, and only for a moment there are two
+            states={run_id: states.pop(run_id) for run_id in list(states)},
+            keep_weights=self._job.keep_weights or work.teacher is None,
+            yield_every=self._job.settings.yield_every,
+            memory_format=self._memory_format,
+            logits=self._logits,
+        )
         for progress in cohort.train():
-            heartbeat.note_life()
+            work.heartbeat.note_life()
+            pace.note(progress.step, len(cohort.runs), time.perf_counter())
             for ended in progress.ended:
-                self._record(ended, lease, task, began)
+                self._record(ended, work.lease, work.task, began)
+                work.left.pop(ended.run.id)
             saved: dict[str, Position] = {}
             if time.monotonic() - checkpointed >= self._job.settings.checkpoint_s:
-                saved = self._checkpoint(lease, cohort)
+                saved = self._checkpoint(work.lease, cohort)
                 checkpointed = time.monotonic()
-            if ray.get(self._queue.heartbeat.remote(self._name, lease.token, saved)) or not cohort.runs:
-                continue
-            if not self._take_again(lease, cohort):
-                self._event("lease lost", lease, step=progress.step)
-                return False
-        return True
+            is_held = ray.get(self._queue.heartbeat.remote(self._name, work.lease.token, saved))
+            if not is_held and work.left:
+                self._take_again(work, cohort, progress.step)
+            if not cohort.runs:
+                break
+        self._choose_size(work, Measured(len(runs), pace.rate, **asdict(memory.read())))
 
-    def _take_again(self, lease: Lease, cohort: Cohort) -> bool:
-        """Register with a queue that was started again and goes on with those runs that it leaves to this lane."""
-        run_ids = [run.id for run in cohort.runs]
-        kept = ray.get(self._queue.reregister.remote(self._name, run_ids, lease.token))
-        for run_id in set(run_ids) - set(kept):
-            cohort.drop(run_id)
-        return bool(kept)
+    def _choose_size(self, work: _Work, cohort: Measured) -> None:
+        self._last = self._sizings[work.kind] = self._last.after(cohort)
+        choice = {"size": self._last.size, "reason": self._last.reason}
+        self._event("cohort size", work.lease, **choice, measured=asdict(cohort))
+
+    def _take_again(self, work: _Work, cohort: Cohort, step: int) -> None:
+        """Register with a queue that was started again and go on with those runs that it leaves to this lane."""
+        kept = ray.get(self._queue.reregister.remote(self._name, list(work.left), work.lease.token))
+        for run_id in work.left.keys() - set(kept):
+            run = work.left.pop(run_id)
+            if run in cohort.runs:
+                cohort.drop(run_id)
+        if not kept:
+            self._event("lease lost", work.lease, step=step)
 
     def _record(self, ended: Ended, lease: Lease, task: Task, began: datetime) -> None:
         """Weights first, then the record, then the queue, then the checkpoints go: a kill in between loses nothing."""
@@ -224,24 +308,26 @@ class Lane:
 
     def _without_record(self, lease: Lease) -> tuple[Run, ...]:
         """The runs that are really left: a lane that died between record and queue left some that are not."""
-        recorded = {run.id: record for run in lease.runs if (record := self._database.get(run.id)) is not None}
+        recorded = {record.run.id: record for record in self._database.scan({run.id for run in lease.runs})}
         if recorded:
             diverged = {run_id for run_id, record in recorded.items() if record.result.status is Status.DIVERGED}
             ray.get(self._queue.recorded.remote(set(recorded), diverged))
         return tuple(run for run in lease.runs if run.id not in recorded)
 
-    def _load_states(self, lease: Lease, runs: tuple[Run, ...]) -> dict[str, bytes]:
-        """The checkpoints of those runs that have one; one that is gone costs steps, never a result."""
+    def _load_states(self, saved: Mapping[str, Saved]) -> dict[str, bytes]:
+        """Checkpoints by run id; one that is gone costs steps, never a result."""
         states = {}
-        for run in runs:
-            if run.id in lease.saved:
-                with suppress(ObjectNotFoundError):
-                    states[run.id] = get_checkpoint(self._store, run.id, lease.saved[run.id].token)
+        for run_id, checkpoint in saved.items():
+            with suppress(ObjectNotFoundError):
+                states[run_id] = get_checkpoint(self._store, run_id, checkpoint.token)
         return states
 
 
 def _failure_kind(error: Exception) -> FailureKind:
     if isinstance(error, StoreError):
         return FailureKind.STORE
-    is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return FailureKind.OUT_OF_MEMORY if is_memory else FailureKind.ERROR
+    return FailureKind.OUT_OF_MEMORY if is_out_of_memory(error) else FailureKind.ERROR
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

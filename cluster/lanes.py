@@ -23,6 +23,7 @@ from cluster.plan import Plan, cut_cohorts, pending
 from cluster.queue import QueueStats, remote_queue
 from cluster.runtime import NAMESPACE, check_room, on_this_node
 from cluster.settings import LaneConfig
+from cluster.sizing import Sizing
 from dass.errors import ClusterError
 from dass.records import Run
 
@@ -61,7 +62,7 @@ def run_plan(
 
 def lanes_for(runs: Sequence[Run], settings: LaneConfig) -> int:
     """How many lanes to start for these runs: a start takes seconds, so no more than there are cohorts of work."""
-    return min(settings.num, max(1, len(cut_cohorts(runs, {}, settings.cohort_size))))
+    return min(settings.num, max(1, len(cut_cohorts(runs, {}, Sizing.first(settings.cohort_size).size))))
 
 
 @contextmanager

@@ -3,14 +3,15 @@
 Nothing here reads a clock, a store or a cluster, so every decision can be tested and replayed.
 """
 
+import itertools
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.schema import build, damaged, plain
 from dass.errors import ConfigError
@@ -103,6 +104,21 @@ def ready(runs: Iterable[Run], finished: AbstractSet[str], diverged: AbstractSet
     return [run for run in runs if (teacher := teacher_run(run)) is None or teacher in usable]
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """Of runs without a record: those that must wait for their teacher, and those that can never start and why."""
+
+    waiting: AbstractSet[str]
+    stuck: Mapping[str, str]
+
+
+def look_ahead(runs: Sequence[Run], finished: AbstractSet[str], diverged: AbstractSet[str] = frozenset()) -> Outlook:
+    """Who waits and who is stuck of `runs`, which are all that have no record, those that train now included."""
+    stuck = blocked(runs, finished, diverged)
+    startable = {run.id for run in ready(runs, finished, diverged)}
+    return Outlook({run.id for run in runs} - startable - stuck.keys(), stuck)
+
+
 def blocked(
     runs: Sequence[Run], finished: AbstractSet[str], diverged: AbstractSet[str] = frozenset()
 ) -> dict[str, str]:
@@ -143,14 +159,82 @@ def cut_cohorts(
     position_of: by run id how far a run has come; runs that are not named have not begun.
     work_of: by run id the work that remains, in any one unit; without it, the epochs of the recipe.
     """
-    if size < 1:
-        raise ConfigError(f"a cohort must hold >= 1 runs, got {size}; set lanes.cohort_size")
-    work = {run.id: (work_of or {}).get(run.id, float(run.recipe.epochs)) for run in runs}
+    _check_size(size)
+    work = {run.id: _work(run, work_of or {}) for run in runs}
     groups: dict[Hashable, list[Run]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: -work[run.id]):
-        groups[run.task, run.teacher, run.recipe.id, run.seed, position_of.get(run.id)].append(run)
+        groups[_company(run, position_of)].append(run)
     cohorts = [tuple(group[i : i + size]) for group in groups.values() for i in range(0, len(group), size)]
     return sorted(cohorts, key=lambda cohort: -math.fsum(work[run.id] for run in cohort))
+
+
+class Startable:
+    """Runs that may start, from which one cohort after another is taken in time that does not grow with their number.
+
+    What is left is as if it had never been anything else, so this may be kept until other runs may start too.
+
+    Args:
+        runs: of equal ones the first is taken first.
+        position_of, work_of: as for `cut_cohorts`.
+        need_of: by run id how many other runs wait for it; what most wait for comes first, then what takes longest.
+        alone: the ids of runs that share a cohort with no other.
+    """
+
+    def __init__(
+        self,
+        runs: Iterable[Run],
+        position_of: Mapping[str, Hashable],
+        work_of: Mapping[str, float],
+        need_of: Mapping[str, int],
+        alone: AbstractSet[str] = frozenset(),
+    ) -> None:
+        waiting = [_Waiting(need_of.get(run.id, 0), _work(run, work_of), -place, run) for place, run in enumerate(runs)]
+        groups: dict[Hashable, deque[_Waiting]] = defaultdict(deque)
+        for each in sorted(waiting, reverse=True):
+            groups[each.run.id if each.run.id in alone else _company(each.run, position_of)].append(each)
+        self._groups = dict(groups)
+
+    def __bool__(self) -> bool:
+        return bool(self._groups)
+
+    def take(self, size: int) -> tuple[Run, ...]:
+        """The next cohort, of at most `size` runs that share task, teacher, recipe, seed and position; () at the end."""
+        _check_size(size)
+        firsts = {company: list(itertools.islice(group, size)) for company, group in self._groups.items()}
+        if not firsts:
+            return ()
+        company = max(firsts, key=lambda company: _rank(firsts[company]))
+        group = self._groups[company]
+        for _ in firsts[company]:
+            group.popleft()
+        if not group:
+            del self._groups[company]
+        return tuple(each.run for each in firsts[company])
+
+
+class _Waiting(NamedTuple):
+    need: int
+    work: float
+    later: int  # minus the place in the plan
+    run: Run
+
+
+def _rank(cohort: Sequence[_Waiting]) -> tuple[int, float, int]:
+    return sum(each.need for each in cohort), math.fsum(each.work for each in cohort), cohort[0].later
+
+
+def _company(run: Run, position_of: Mapping[str, Hashable]) -> Hashable:
+    """What the runs of a cohort share."""
+    return run.task, run.teacher, run.recipe.id, run.seed, position_of.get(run.id)
+
+
+def _work(run: Run, work_of: Mapping[str, float]) -> float:
+    return work_of.get(run.id, float(run.recipe.epochs))
+
+
+def _check_size(size: int) -> None:
+    if size < 1:
+        raise ConfigError(f"a cohort must hold >= 1 runs, got {size}; set lanes.cohort_size")
 
 
 class FailureKind(StrEnum):

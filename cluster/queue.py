@@ -6,6 +6,9 @@ incarnation number in the store, and for a grace period only lets lanes register
 lease for ever, because it carries the incarnation; it stands in the keys of checkpoints, so an overtaken lane writes
 where nobody reads.
 
+What follows from all open runs (who may start, who never can) is worked out once and kept until a run is planned,
+freed or let start: a lease then costs one step, where working it out anew would make a long plan's leases quadratic.
+
     pending --lease--> running --complete--> finished           a run waits while its teacher's run has no record,
        ^                  |                                     and fails for good when that run can never be used
        +--fail, expire----+--fail, out of budget--> failed
@@ -23,7 +26,7 @@ from typing import Any
 from cluster.checkpoints import Saved, Token, find_saved
 from cluster.database import RunDatabase
 from cluster.objects import ObjectStore, open_store
-from cluster.plan import Decision, FailureKind, after_failure, blocked, cut_cohorts, ready, teacher_run
+from cluster.plan import Decision, FailureKind, Outlook, Startable, after_failure, look_ahead, ready, teacher_run
 from cluster.schema import SCHEMA_VERSION, encode_json
 from dass.errors import ConfigError
 from dass.records import Run, Status
@@ -126,14 +129,20 @@ class LeaseQueue:
         self._failures: dict[str, Counter[FailureKind]] = defaultdict(Counter)
         self._leases: dict[Token, _Held] = {}
         self._owner: dict[str, Token] = {}
+        self._teachers: set[str] = set()  # the runs that others wait for
+        self._startable: Startable | None = None  # of the free runs; None: to be worked out anew
+        self._outlook: Outlook | None = None  # None: to be worked out anew
         self._num_leases = 0
         self.recorded(finished, diverged)
         self.add_runs(runs)
 
     def add_runs(self, runs: Iterable[Run], work_of: Mapping[str, float] | None = None) -> None:
         """Plan more runs, as a second submission does; a run that was given up gets a new budget."""
+        self._forget()
         self._work_of.update(work_of or {})
         for run in runs:
+            if teacher := teacher_run(run):
+                self._teachers.add(teacher)
             self._runs.setdefault(run.id, run)
             if self._given_up.pop(run.id, None) is not None:
                 self._failures.pop(run.id, None)
@@ -143,14 +152,16 @@ class LeaseQueue:
     def lease(self, lane: str, max_runs: int, now: float) -> LeaseReply:
         """Give `lane` the next cohort of at most `max_runs` runs: what most runs wait for first, then the longest."""
         self.expire(now)
-        cohort = self._next_cohort(max_runs)
-        if cohort and now >= self._grace_until:
+        if self._startable is None:
+            self._startable = self._look_around()
+        if self._startable and now >= self._grace_until:
+            cohort = self._startable.take(max_runs)
             self._num_leases += 1
             token = Token(self.incarnation, self._num_leases)
             self._hold(lane, token, (run.id for run in cohort), now)
             saved = {run.id: self._saved[run.id] for run in cohort if run.id in self._saved}
             return LeaseReply(LeaseState.GRANTED, Lease(token, cohort, saved, self._lease_s))
-        return LeaseReply(LeaseState.WAIT if cohort or self._leases else LeaseState.EMPTY)
+        return LeaseReply(LeaseState.WAIT if self._startable or self._leases else LeaseState.EMPTY)
 
     def heartbeat(self, lane: str, token: Token, now: float, saved: Mapping[str, Hashable] | None = None) -> bool:
         """Renew a lease; False: it is lost, and the lane must drop its runs.
@@ -183,6 +194,8 @@ class LeaseQueue:
         self._recorded |= run_ids
         self._diverged |= diverged & run_ids
         for run_id in run_ids:
+            if run_id in self._teachers or (run_id in self._open and run_id not in self._owner):
+                self._forget()
             self._take_back(run_id)
             for state in (self._open, self._given_up, self._saved, self._failures):
                 state.pop(run_id, None)
@@ -214,33 +227,35 @@ class LeaseQueue:
             return ()
         kept = tuple(run_id for run_id in run_ids if run_id in self._open and self._owner.get(run_id, token) == token)
         if kept:
+            self._forget()
             self._hold(lane, token, kept, now)
         return kept
 
     def stats(self) -> QueueStats:
         """Where all planned runs stand."""
-        stuck = blocked(list(self._open.values()), self._recorded, self._diverged)
-        free = [run for run in self._open.values() if run.id not in self._owner and run.id not in stuck]
-        num_ready = len(ready(free, self._recorded, self._diverged))
+        if self._outlook is None:
+            self._outlook = look_ahead(list(self._open.values()), self._recorded, self._diverged)
+        outlook = self._outlook
+        failed = {run_id: why for run_id, why in outlook.stuck.items() if run_id not in self._owner}
+        num_waiting = len(outlook.waiting) - sum(run_id in outlook.waiting for run_id in self._owner)
         return QueueStats(
             planned=len(self._runs),
-            finished=len(self._runs.keys() & self._recorded),
+            finished=len(self._runs) - len(self._open) - len(self._given_up),
             running=len(self._owner),
-            pending=num_ready,
-            waiting_for_teacher=len(free) - num_ready,
-            failed={**self._given_up, **{run_id: why for run_id, why in stuck.items() if run_id not in self._owner}},
+            pending=len(self._open) - len(self._owner) - num_waiting - len(failed),
+            waiting_for_teacher=num_waiting,
+            failed={**self._given_up, **failed},
         )
 
-    def _next_cohort(self, max_runs: int) -> tuple[Run, ...]:
+    def _forget(self) -> None:
+        self._startable = self._outlook = None
+
+    def _look_around(self) -> Startable:
         free = [run for run_id, run in self._open.items() if run_id not in self._owner]
         startable = ready(free, self._recorded, self._diverged)
         positions = {run_id: saved.position for run_id, saved in self._saved.items()}
-        together = [run for run in startable if run.id not in self._alone]
-        alone = [run for run in startable if run.id in self._alone]
-        cohorts = cut_cohorts(together, positions, max_runs, self._work_of)
-        cohorts += cut_cohorts(alone, positions, 1, self._work_of)
-        num_students = Counter(teacher_run(run) for run in free)
-        return max(cohorts, key=lambda cohort: sum(num_students[run.id] for run in cohort), default=())
+        num_students = Counter(teacher for run in free if (teacher := teacher_run(run)))
+        return Startable(startable, positions, self._work_of, num_students, self._alone)
 
     def _hold(self, lane: str, token: Token, run_ids: Iterable[str], now: float) -> None:
         held = self._leases.setdefault(token, _Held(lane, now))
@@ -261,6 +276,7 @@ class LeaseQueue:
         return {run_id: self._end_attempt(run_id, kind, reason) for run_id in run_ids}
 
     def _end_attempt(self, run_id: str, kind: FailureKind, reason: str) -> Decision:
+        self._forget()
         self._take_back(run_id)
         failures = self._failures[run_id]
         failures[kind] += 1

@@ -16,7 +16,10 @@ class LaneConfig:
     cpus: float = field(default=1.0, metadata={"help": "logical CPUs reserved per lane"})
     gpus: float = field(default=0.0, metadata={"help": "GPUs per lane; a fraction shares one device"})
     threads: int = field(default=1, metadata={"help": "torch threads per lane; a part of what fixes a result's bits"})
-    cohort_size: int = field(default=8, metadata={"help": "students trained in lockstep"})
+    cohort_size: int = field(
+        default=16,
+        metadata={"help": "most students trained in lockstep; a lane begins with 8 and goes by memory and step times"},
+    )
     yield_every: int = field(default=20, metadata={"help": "optimiser steps between two looks at the outside world"})
     checkpoint_s: float = field(default=20.0, metadata={"help": "seconds between two checkpoints of a run"})
     lease_s: float = field(
@@ -26,7 +29,7 @@ class LaneConfig:
         default=1800.0, metadata={"help": "seconds without a yield after which a lane is killed and started again"}
     )
     memory_format: Literal["contiguous", "channels_last"] = field(
-        default="contiguous", metadata={"help": "layout of images and filters; a part of what fixes a result's bits"}
+        default="channels_last", metadata={"help": "layout of images and filters; a part of what fixes a result's bits"}
     )
     cache_gb: float = field(
         default=20.0, metadata={"help": "bound, on each machine, of the disk space of cached packs; 0: no cache"}

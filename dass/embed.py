@@ -6,32 +6,37 @@ teacher, in eval mode. Every student is a slice of the teacher, so nothing is bu
 - students are nodes of a prefix tree: two that begin with the same blocks share that part of the computation;
 - nodes of one depth whose next block has the same widths use the same slice of the teacher's filters, so they are one
   batched convolution;
-- batch norm is folded into the filters once per teacher (in eval mode it is an affine map of the output channels).
+- batch norm is folded into the filters once per teacher (in eval mode it is an affine map of the output channels);
+- maps and filters are channels-last, in which a CPU's convolutions are fastest and a slice of channels is a view.
 
 The maps equal those of each student built, remapped and run alone, to float tolerance.
 
-Shape legend: n candidates, C channels, H = W = R/8 for resolution R.
+Shape legend: n candidates, C channels, H = W = R/8 for resolution R; inside, maps are (nodes, H, W, C).
 """
 
 import copy
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the customary name
 
 from dass.errors import ConfigError
-from dass.networks.small_resnet import BN_EPS, STRIDES, shortcut
+from dass.networks.small_resnet import BN_EPS, STRIDES
 from dass.records import Init, Student
-from dass.remap import kept_channels, teacher_block
+from dass.remap import channel_slice, teacher_block
 from dass.seeding import generator
 from dass.tensors import pack_tensors, sha256
+from dass.threads import workers
 
 NOISE_SEED = 0
+CHUNK = 256  # students whose maps are computed together
 
-Site = tuple[int, int]  # where a node's map lies: (width, row in the frontier of that width)
-Frontier = dict[int, torch.Tensor]  # width -> maps (nodes, width, H, W)
+Maps = dict[int, torch.Tensor]  # width -> maps (nodes, H, W, width)
+Child = tuple[int, int, int, int]  # width and row of the parent, block of the teacher, width
+Site = tuple[int, int]  # where a node's map lies: (width, row in the maps of that width)
 
 
 def draw_noise(resolution: int, seed: int = NOISE_SEED) -> torch.Tensor:
@@ -55,16 +60,32 @@ class _Filter:
     def fold(cls, state: Mapping[str, torch.Tensor], conv: str, norm: str) -> "_Filter":
         scale = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + BN_EPS)
         weight = state[f"{conv}.weight"] * scale[:, None, None, None]
-        return cls(weight, state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale)
+        bias = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
+        return cls(weight.contiguous(memory_format=torch.channels_last), bias)
 
-    def slice(self, out: torch.Tensor, into: torch.Tensor) -> "_Filter":
-        return _Filter(self.weight[out][:, into], self.bias[out])
+    def slice(self, out: slice, into: slice) -> "_Filter":
+        return _Filter(self.weight[out, into], self.bias[out])
 
     def to(self, device: torch.device) -> "_Filter":
         return _Filter(self.weight.to(device), self.bias.to(device))
 
-    def __call__(self, images: torch.Tensor, stride: int = 1) -> torch.Tensor:
-        return F.conv2d(images, self.weight, self.bias, stride=stride, padding=1)
+    def __call__(self, maps_NHWC: torch.Tensor, stride: int = 1) -> torch.Tensor:
+        maps_NCHW = maps_NHWC.permute(0, 3, 1, 2)
+        return F.conv2d(maps_NCHW, self.weight, self.bias, stride=stride, padding=1).permute(0, 2, 3, 1)
+
+
+class _Shelf:
+    """The maps of one level by width, written as they come; one allocation per width."""
+
+    def __init__(self, widths: Iterable[int], side: int, like: torch.Tensor) -> None:
+        self.maps: Maps = {width: like.new_empty(num, side, side, width) for width, num in Counter(widths).items()}
+        self._filled: Counter[int] = Counter()
+
+    def take(self, width: int, num: int) -> tuple[torch.Tensor, int]:
+        """Room for the next `num` maps of this width, and the row at which it begins."""
+        first = self._filled[width]
+        self._filled[width] += num
+        return self.maps[width][first : first + num], first
 
 
 class Embedder:
@@ -98,7 +119,7 @@ class Embedder:
             for conv in (1, 2)
         }
         with torch.inference_mode():
-            self._stem = F.relu(_Filter.fold(state, "stem.conv", "stem.bn")(noise))
+            self._stem = _Filter.fold(state, "stem.conv", "stem.bn")(noise.permute(0, 2, 3, 1).contiguous()).relu_()
 
     def to(self, device: torch.device) -> "Embedder":
         """The same on this device."""
@@ -107,86 +128,101 @@ class Embedder:
         moved._stem = self._stem.to(device)
         return moved
 
-    def maps(self, students: Sequence[Student], chunk: int = 256) -> torch.Tensor:
+    def maps(self, students: Sequence[Student], chunk: int = CHUNK) -> torch.Tensor:
         """float32 (n, C, H, W) in the order of `students`; C is the width of the teacher's last block."""
-        maps: torch.Tensor | None = None
-        for indices, part in self.stream(students, chunk):
-            if maps is None:
-                maps = part.new_empty((len(students), *part.shape[1:]))
-            maps[indices] = part
-        if maps is None:
+        if not students:
             raise ValueError("maps need at least one student, got none")
+        side = self._side(len(STRIDES) - 1)
+        maps = self._stem.new_empty(len(students), self._teacher.widths[-1][-1], side, side)
+
+        def fill(indices: list[int]) -> None:
+            maps[indices] = self._chunk([students[index] for index in indices])
+
+        with workers(self._stem.device) as each:
+            for _ in each(fill, _cut(students, chunk)):
+                pass
         return maps
 
-    def stream(self, students: Sequence[Student], chunk: int = 256) -> Iterator[tuple[list[int], torch.Tensor]]:
+    def stream(self, students: Sequence[Student], chunk: int = CHUNK) -> Iterator[tuple[list[int], torch.Tensor]]:
         """The same in chunks that share prefixes, as (indices into `students`, maps); memory is that of one chunk."""
-        order = sorted(range(len(students)), key=lambda index: students[index].widths)
-        for start in range(0, len(order), chunk):
-            indices = order[start : start + chunk]
-            with torch.inference_mode():
-                maps = self._chunk([students[index] for index in indices])
-            yield indices, maps
+        for indices in _cut(students, chunk):
+            yield indices, self._chunk([students[index] for index in indices])
 
+    @torch.inference_mode()
     def _chunk(self, students: Sequence[Student]) -> torch.Tensor:
-        """Maps of one chunk, stage by stage."""
-        stem_widths = sorted({student.widths[0][0] for student in students})
-        frontier = {width: self._stem[:, :width] for width in stem_widths}
-        sites = [(student.widths[0][0], 0) for student in students]
+        """Maps (n, C, H, W) of one chunk, stage by stage."""
+        entering = [student.widths[0][0] for student in students]
+        sites: list[Site] = [(width, 0) for width in entering]
+        maps = {width: self._stem[..., :width] for width in entering}
         for stage in range(len(STRIDES)):
-            frontier, sites = self._stage(stage, [student.widths[stage] for student in students], frontier, sites)
-        ((_, maps),) = frontier.items()
-        return maps[[row for _, row in sites]]
+            maps, sites = self._stage(stage, [student.widths[stage] for student in students], maps, sites)
+        ((_, last),) = maps.items()
+        return last[[row for _, row in sites]].permute(0, 3, 1, 2).contiguous()
 
-    def _stage(
-        self, stage: int, widths: list[tuple[int, ...]], frontier: Frontier, sites: list[Site]
-    ) -> tuple[Frontier, list[Site]]:
+    def _stage(self, stage: int, rows: list[tuple[int, ...]], maps: Maps, sites: list[Site]) -> tuple[Maps, list[Site]]:
         """Carry every node through one stage; shallow students leave it earlier than deep ones."""
-        leavers: dict[int, list[torch.Tensor]] = defaultdict(list)  # maps that left the stage, by width
-        num_left: dict[int, int] = defaultdict(int)
-        final = list(sites)
+        left = self._shelf(stage, (row[-1] for _, row in set(zip(sites, rows, strict=True))))
+        sites, final = list(sites), list(sites)
         active = list(range(len(sites)))
-        for level in range(max(map(len, widths))):
-            blocks = [teacher_block(self._teacher.depths[stage], len(widths[i]), level, self._mode) for i in active]
-            children = [(*sites[i], block, widths[i][level]) for i, block in zip(active, blocks, strict=True)]
-            frontier, child_sites = self._level(stage, level, children, frontier)
-            sites = list(sites)
-            for i, site in zip(active, child_sites, strict=True):
-                sites[i] = site
-            done = [i for i in active if len(widths[i]) == level + 1]
+        for level in range(max(map(len, rows))):
+            blocks = [teacher_block(self._teacher.depths[stage], len(rows[i]), level, self._mode) for i in active]
+            children = [(*sites[i], block, rows[i][level]) for i, block in zip(active, blocks, strict=True)]
+            maps, where = self._level(stage, level, children, maps)
+            for i, child in zip(active, children, strict=True):
+                sites[i] = where[child]
+            done = [i for i in active if len(rows[i]) == level + 1]
             for width in sorted({sites[i][0] for i in done}):
-                here = [i for i in done if sites[i][0] == width]
-                rows = sorted({sites[i][1] for i in here})
-                place = {row: num_left[width] + offset for offset, row in enumerate(rows)}
-                for i in here:
-                    final[i] = (width, place[sites[i][1]])
-                leavers[width].append(frontier[width][rows])
-                num_left[width] += len(rows)
-            active = [i for i in active if len(widths[i]) > level + 1]
-        return {width: torch.cat(parts) for width, parts in leavers.items()}, final
+                leaving = sorted({sites[i][1] for i in done if sites[i][0] == width})
+                room, first = left.take(width, len(leaving))
+                room.copy_(maps[width][leaving])
+                place = {row: first + offset for offset, row in enumerate(leaving)}
+                for i in done:
+                    if sites[i][0] == width:
+                        final[i] = (width, place[sites[i][1]])
+            active = [i for i in active if len(rows[i]) > level + 1]
+        return left.maps, final
 
-    def _level(
-        self, stage: int, level: int, children: list[tuple[int, int, int, int]], frontier: Frontier
-    ) -> tuple[Frontier, list[Site]]:
-        """One block for all distinct children (parent width, parent row, teacher block, width), grouped by filters."""
+    def _level(self, stage: int, level: int, children: list[Child], maps: Maps) -> tuple[Maps, dict[Child, Site]]:
+        """One block for all distinct children, grouped by filters; their maps, and where each lies."""
         groups: dict[tuple[int, int, int], list[int]] = defaultdict(list)
         for parent_width, row, block, width in sorted(set(children)):
             groups[parent_width, block, width].append(row)
         stride = STRIDES[stage] if level == 0 else 1
-        outputs: dict[int, list[torch.Tensor]] = defaultdict(list)
-        num_rows: dict[int, int] = defaultdict(int)
-        where: dict[tuple[int, int, int, int], Site] = {}
+        shelf = self._shelf(stage, (width for *_, width in set(children)))
+        where: dict[Child, Site] = {}
         for (parent_width, block, width), rows in groups.items():
-            outputs[width].append(self._block(stage, block, frontier[parent_width][rows], width, stride))
+            room, first = shelf.take(width, len(rows))
+            self._block(stage, block, maps[parent_width][rows], stride, room)
             for offset, row in enumerate(rows):
-                where[parent_width, row, block, width] = (width, num_rows[width] + offset)
-            num_rows[width] += len(rows)
-        return {width: torch.cat(parts) for width, parts in outputs.items()}, [where[child] for child in children]
+                where[parent_width, row, block, width] = (width, first + offset)
+        return shelf.maps, where
 
-    def _block(self, stage: int, block: int, maps: torch.Tensor, width: int, stride: int) -> torch.Tensor:
-        """The teacher's block, sliced to maps.shape[1] -> width channels."""
+    def _block(self, stage: int, block: int, maps: torch.Tensor, stride: int, room: torch.Tensor) -> None:
+        """The teacher's block, sliced to maps.shape[-1] -> room.shape[-1] channels, into `room`."""
         first, second = self._filters[stage, block, 1], self._filters[stage, block, 2]
         num_out, num_in = first.weight.shape[:2]
-        out = kept_channels(num_out, width, self._mode)
-        into = kept_channels(num_in, maps.shape[1], self._mode)
-        hidden = F.relu(first.slice(out, into)(maps, stride))
-        return F.relu(second.slice(out, out)(hidden) + shortcut(maps, width, stride))
+        out = channel_slice(num_out, room.shape[-1], self._mode)
+        into = channel_slice(num_in, maps.shape[-1], self._mode)
+        inner = second.slice(out, out)(first.slice(out, into)(maps, stride).relu_())
+        # the shortcut, without parameters: channels are cut off or missing, the places halved by their maximum
+        kept = maps[..., : room.shape[-1]]
+        if stride == 2:
+            kept = F.max_pool2d(kept.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+        num_kept = kept.shape[-1]
+        torch.add(inner[..., :num_kept], kept, out=room[..., :num_kept])
+        room[..., num_kept:] = inner[..., num_kept:]
+        room.relu_()
+
+    def _shelf(self, stage: int, widths: Iterable[int]) -> _Shelf:
+        return _Shelf(widths, self._side(stage), self._stem)
+
+    def _side(self, stage: int) -> int:
+        """Of a stage's maps."""
+        return int(self._stem.shape[1]) // math.prod(STRIDES[: stage + 1])
+
+
+def _cut(students: Sequence[Student], chunk: int) -> Iterator[list[int]]:
+    """The students' indices in chunks in which neighbours share prefixes."""
+    order = sorted(range(len(students)), key=lambda index: students[index].widths)
+    for start in range(0, len(order), chunk):
+        yield order[start : start + chunk]

@@ -15,13 +15,13 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 import torch.nn.functional as F  # noqa: N812 - the customary name
 from torch import nn
-from torch.func import functional_call
 
 from dass.errors import ConfigError, PredictorMismatchError, SchemaTooNewError, StoreError
 from dass.meta.adapt import InnerLoop, Params, adapt
 from dass.records import Init
 from dass.seeding import generator
 from dass.tensors import pack_tensors, unpack_tensors
+from dass.windows import all_windows, convolve
 
 InputSet = Literal["S", "A", "T", "SA", "ST", "AT", "SAT"]
 Unit = Literal["percent", "task_free"]
@@ -99,6 +99,17 @@ class Inputs(NamedTuple):
     teacher_map: torch.Tensor
 
 
+class Prepared(NamedTuple):
+    """The same as the first convolutions read it: windows (n, h', w', 9 C), arch (n, D), teacher (1, h', w', 9 C).
+
+    No weight has a part in it, so that training makes it once.
+    """
+
+    windows: torch.Tensor
+    arch: torch.Tensor
+    teacher: torch.Tensor
+
+
 class Predictor(nn.Module):
     """The network: one encoder per input, concatenated in the order S, A, T, and a fusion with one hidden tanh layer.
 
@@ -111,44 +122,60 @@ class Predictor(nn.Module):
         self.spec = spec
         widths = {"S": MAP_CHANNELS[-1], "A": spec.hidden_dim, "T": MAP_CHANNELS[-1]}
         if "S" in spec.inputs:
-            self.student_encoder = _MapEncoder(spec.num_channels, spec.map_norm)
+            self.student_encoder = _map_encoder(spec.num_channels)
         if "A" in spec.inputs:
             self.arch_encoder = _linear(spec.arch_dim, spec.hidden_dim)
         if "T" in spec.inputs:
-            self.teacher_encoder = _MapEncoder(spec.num_channels, spec.map_norm)
+            self.teacher_encoder = _map_encoder(spec.num_channels)
         self.fusion = _linear(sum(widths[name] for name in spec.inputs), spec.hidden_dim)
         self.head = _linear(spec.hidden_dim, 1)
         _initialise(self, generator("predictor", seed))
+        # As windows are: the filters are then matrices as they lie in memory.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, student_maps: torch.Tensor, arch: torch.Tensor, teacher_map: torch.Tensor) -> torch.Tensor:
         """(n, 1) predictions in `spec.unit` for maps (n, C, h, w), arch (n, D) and one teacher map (C, h, w)."""
+        inputs = self.prepare(Inputs(student_maps, arch, teacher_map))
+        return self.call(dict(self.named_parameters()), inputs).unsqueeze(1)
+
+    def prepare(self, inputs: Inputs) -> Prepared:
+        """All that can be done to the inputs before the weights are known."""
+        student, teacher = (all_windows(self.normalise(maps)) for maps in (inputs.maps, inputs.teacher_map[None]))
+        return Prepared(student, inputs.arch, teacher)
+
+    def normalise(self, maps: torch.Tensor) -> torch.Tensor:
+        """Maps (n, C, h, w) as the encoders want them, (n, h, w, C)."""
+        if self.spec.map_norm == "layer":
+            maps = F.layer_norm(maps, maps.shape[1:])
+        return maps.permute(0, 2, 3, 1)
+
+    def call(self, params: Params, inputs: Prepared) -> torch.Tensor:
+        """(n,) predictions in `spec.unit` with `params` in the place of the network's own, which play no part."""
         parts = []
         if "S" in self.spec.inputs:
-            parts.append(self.student_encoder(student_maps))
+            parts.append(_encode_maps(params, "student_encoder", inputs.windows))
         if "A" in self.spec.inputs:
-            parts.append(self.arch_encoder(arch))
+            parts.append(_apply(params, "arch_encoder", inputs.arch))
         if "T" in self.spec.inputs:
-            parts.append(self.teacher_encoder(teacher_map[None]).expand(len(arch), -1))
-        return self.head(torch.tanh(self.fusion(torch.cat(parts, dim=1))))  # type: ignore[no-any-return]
-
-    def call(self, params: Params, inputs: Inputs) -> torch.Tensor:
-        """(n,) predictions in `spec.unit` with `params` in the place of the network's own."""
-        return functional_call(self, dict(params), inputs).squeeze(1)  # type: ignore[no-any-return]
+            encoded = _encode_maps(params, "teacher_encoder", inputs.teacher)
+            parts.append(encoded.expand(len(inputs.arch), -1))
+        hidden = torch.tanh(_apply(params, "fusion", torch.cat(parts, dim=1)))
+        return _apply(params, "head", hidden).squeeze(1)
 
 
-class _MapEncoder(nn.Module):
-    """Maps (n, C, h, w) to vectors (n, 256): two 3x3 convolutions of stride 2 with ReLU, then the mean over places."""
+def _encode_maps(params: Params, encoder: str, read: torch.Tensor) -> torch.Tensor:
+    """Windows (n, h', w', 9 C) to vectors (n, 256): two 3x3 convolutions of stride 2 with ReLU, the mean over places."""
+    hidden = F.relu(convolve(read, params[f"{encoder}.conv1.weight"]))
+    return F.relu(convolve(all_windows(hidden), params[f"{encoder}.conv2.weight"])).mean(dim=(1, 2))
 
-    def __init__(self, num_channels: int, norm: MapNorm) -> None:
-        super().__init__()
-        self._norm = norm
-        self.conv1 = _conv(num_channels, MAP_CHANNELS[0])
-        self.conv2 = _conv(*MAP_CHANNELS)
 
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        if self._norm == "layer":
-            maps = F.layer_norm(maps, maps.shape[1:])
-        return F.relu(self.conv2(F.relu(self.conv1(maps)))).mean(dim=(-2, -1))
+def _apply(params: Params, layer: str, values: torch.Tensor) -> torch.Tensor:
+    return F.linear(values, params[f"{layer}.weight"], params[f"{layer}.bias"])
+
+
+def _map_encoder(num_channels: int) -> nn.ModuleDict:
+    """The weights of a map encoder; `_encode_maps` says what is done with them."""
+    return nn.ModuleDict({"conv1": _conv(num_channels, MAP_CHANNELS[0]), "conv2": _conv(*MAP_CHANNELS)})
 
 
 def _conv(num_in: int, num_out: int) -> nn.Conv2d:
@@ -185,7 +212,8 @@ class Adapted:
     def score(self, maps: torch.Tensor, arch: torch.Tensor) -> torch.Tensor:
         """Predicted accuracy after distillation, percent, float32 (n,), of maps (n, C, h, w) and arch (n, D)."""
         with torch.no_grad():
-            return to_percent(self.model.call(self.params, Inputs(maps, arch, self.teacher_map)), self.model.spec.unit)
+            inputs = self.model.prepare(Inputs(maps, arch, self.teacher_map))
+            return to_percent(self.model.call(self.params, inputs), self.model.spec.unit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +242,7 @@ class MetaPredictor:
             target = to_unit(torch.tensor(teacher_accuracy_pct, device=device), self.spec.unit)
             params = {name: value.detach().to(device) for name, value in self.model.named_parameters()}
             rates = {name: value.to(device) for name, value in self.rates.items()}
-            adapted = adapt(self.model.call, params, rates, support, target, loop)
+            adapted = adapt(self.model.call, params, rates, self.model.prepare(support), target, loop)
         return Adapted(self.model, adapted.params, support.teacher_map, adapted.num_skipped)
 
     def save(self) -> bytes:

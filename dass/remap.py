@@ -18,7 +18,12 @@ _BN_VECTORS = ("weight", "bias", "running_mean", "running_var")
 
 
 def kept_channels(num_teacher: int, num_student: int, mode: Init) -> torch.Tensor:
-    """The teacher's channels that the student keeps, ascending, int64 (num_student,).
+    """The teacher's channels that the student keeps, ascending, int64 (num_student,); errors as in `channel_slice`."""
+    return torch.arange(num_teacher)[channel_slice(num_teacher, num_student, mode)]
+
+
+def channel_slice(num_teacher: int, num_student: int, mode: Init) -> slice:
+    """The same as a slice.
 
     Leading ones (`copy_paste_first`), trailing ones (`copy_paste_last`), or every floor(teacher / student)-th from 0
     (both uniform modes), which are the leading ones again as soon as the student keeps more than half.
@@ -33,11 +38,12 @@ def kept_channels(num_teacher: int, num_student: int, mode: Init) -> torch.Tenso
             "use a teacher that is at least as wide as the student everywhere"
         )
     if mode == "copy_paste_first":
-        return torch.arange(num_student)
+        return slice(0, num_student)
     if mode == "copy_paste_last":
-        return torch.arange(num_teacher - num_student, num_teacher)
+        return slice(num_teacher - num_student, num_teacher)
     if mode in ("copy_paste_uniform", "copy_paste_uniform_last"):
-        return torch.arange(num_student) * (num_teacher // num_student)
+        step = num_teacher // num_student
+        return slice(0, num_student * step, step)
     raise ConfigError(f"channels are kept only by the copy_paste modes, got {mode!r}; choose one of those")
 
 

@@ -15,8 +15,9 @@ from dass.kd.teacher import Teacher
 from dass.records import Task, content_id
 from dass.search.budget import Budget, check_feasible
 from dass.search.ranking import Candidate, Ranking
-from dass.search.select import Scorer, one_thread, search
+from dass.search.select import Scorer, search
 from dass.search.strategies import make_strategy
+from dass.threads import one_thread
 from jobs import teachers
 from jobs.job import Job
 from jobs.target import current_predictor, find_teacher, own_teacher, scorer_of, target_task

@@ -22,6 +22,7 @@ import torch.nn.functional as F  # noqa: N812 - the customary name
 
 from dass.data.batches import BatchSource, PartName
 from dass.errors import ConfigError, StoreError
+from dass.kd.logits import TeacherLogits
 from dass.kd.member import Member, Position, state_position
 from dass.kd.teacher import Teacher
 from dass.networks import build
@@ -72,6 +73,8 @@ class Cohort:
         keep_weights: keep each run's best weights on valid, and measure test once on them.
         yield_every: optimiser steps between two yields.
         memory_format: `torch.channels_last` or `torch.contiguous_format`; a part of what fixes the bits of a result.
+        logits: where the teacher's logits are kept for the next cohort of the same task, teacher, recipe and seed;
+            None keeps none. Results are the same with and without.
 
     Raises:
         ConfigError: the runs do not form a cohort, the teacher is missing, or weights are to be kept and a state was
@@ -89,7 +92,8 @@ class Cohort:
         states: Mapping[str, bytes] | None = None,
         keep_weights: bool = False,
         yield_every: int = 50,
-        memory_format: torch.memory_format = torch.contiguous_format,
+        memory_format: torch.memory_format = torch.channels_last,
+        logits: TeacherLogits | None = None,
     ) -> None:
         self._recipe = _shared_recipe(runs, data, teacher)
         self._seed = runs[0].seed
@@ -102,9 +106,20 @@ class Cohort:
         self._teacher_network = (
             None if network is None or self._recipe.loss == "ce" else _laid_out(network, memory_format)
         )
+        self._logits = TeacherLogits(max_bytes=0) if logits is None else logits
         self._members = [Member(run, self._initial_network(run, teacher), keep_weights=keep_weights) for run in runs]
         self._position = self._resume(states or {})
         self._clock = math.nan  # set when training begins
+        # all that decides the teacher's logits of a batch, to the bit
+        self._course = (
+            data.task.id,
+            runs[0].teacher,
+            self._recipe.id,
+            self._seed,
+            data.device,
+            memory_format,
+            torch.get_num_threads(),
+        )
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -134,6 +149,8 @@ class Cohort:
                 member.init_accuracy_pct = accuracy
         for epoch in range(self._position.epoch, self._recipe.epochs):
             batches = self._data.train_epoch(self._recipe, self._seed, epoch)
+            for member in self._members:
+                member.network.train()
             for index in range(self._position.batch, steps_per_epoch):
                 step = epoch * steps_per_epoch + index
                 self._step(*batches.batch(index), cosine_lr(self._recipe.lr, step, num_steps))
@@ -177,12 +194,21 @@ class Cohort:
         raise ValueError(f"the run must be one that is still being trained, got {run_id}; see Cohort.runs")
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor, lr: float) -> None:
+        """Train all members on the batch of the position."""
         images = images.contiguous(memory_format=self._memory_format)
-        with torch.no_grad():
-            logits = None if self._teacher_network is None else self._teacher_network(images)
+        logits = None if self._teacher_network is None else self._taught(self._teacher_network, images)
         for member in self._members:
-            member.network.train()
             member.step(images, labels, logits, lr)
+
+    def _taught(self, teacher: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+        """The teacher's logits of the batch of the position, computed unless they are held."""
+        epoch, index = self._position.epoch, self._position.batch
+        logits = self._logits.get(self._course, epoch, index)
+        if logits is None:
+            with torch.no_grad():
+                logits = teacher(images)
+            self._logits.put(self._course, epoch, index, logits)
+        return logits
 
     def _charge(self) -> None:
         """Share the wall time since the last call among the members."""
@@ -244,7 +270,7 @@ def evaluate(
     networks: Sequence[torch.nn.Module],
     data: BatchSource,
     part: PartName = "valid",
-    memory_format: torch.memory_format = torch.contiguous_format,
+    memory_format: torch.memory_format = torch.channels_last,
 ) -> list[tuple[float, float]]:
     """Mean cross-entropy and top-1 accuracy in percent of each network on the whole part, every image once.
 

@@ -10,6 +10,7 @@ import torch
 
 from dass.errors import ConfigError, StoreError
 from dass.kd.loss import distillation_loss
+from dass.memory import is_out_of_memory
 from dass.records import CurvePoint, Result, Run, Status
 from dass.tensors import pack_tensors, unpack_tensors
 
@@ -39,9 +40,9 @@ def _refusing_damage() -> Iterator[None]:
     """Turns what a state that does not fit together brings about into a StoreError."""
     try:
         yield
-    except torch.OutOfMemoryError:  # a RuntimeError that says nothing about the state
-        raise
     except (KeyError, TypeError, RuntimeError) as error:
+        if is_out_of_memory(error):  # a RuntimeError that says nothing about the state
+            raise
         raise StoreError(
             f"expected the complete state of a run, got one that does not fit together ({error}); delete the checkpoint "
             "so that the run starts again"

@@ -13,28 +13,31 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
 from dass.errors import ConfigError, DataError
 from dass.meta.adapt import Example, InnerLoop, Order, outer_backward
-from dass.meta.episodes import Episode, MetaTask, draw_episode
+from dass.meta.episodes import MetaTask, draw_episode
 from dass.metrics import spearman
 from dass.predictor import (
     Adapted,
-    Inputs,
     InputSet,
     MapNorm,
     MetaPredictor,
     Predictor,
     PredictorSpec,
+    Prepared,
     Unit,
     support_inputs,
     to_unit,
 )
 from dass.records import Init
 from dass.tensors import pack_tensors, unpack_tensors
+from dass.threads import Each, workers
+from dass.windows import to_rows, windows
 
 __all__ = ["Adapted", "MetaConfig", "MetaPredictor", "MetaProgress", "MetaTraining"]
 
@@ -138,13 +141,15 @@ class MetaTraining(Iterator[MetaProgress]):
         _check_tasks(spec, train_tasks, valid_tasks)
         self._config = config
         self._train_tasks, self._valid_tasks = tuple(train_tasks), tuple(valid_tasks)
-        self._model = Predictor(spec, config.seed).to(train_tasks[0].maps.device)
+        self._device = train_tasks[0].maps.device
+        self._model = Predictor(spec, config.seed).to(self._device)
         self._phi = dict(self._model.named_parameters())
         self._rates = {
             name: torch.full_like(value, config.rate_init, requires_grad=True) for name, value in self._phi.items()
         }
-        self._optimizer = torch.optim.Adam([*self._phi.values(), *self._rates.values()], lr=config.lr)
+        self._optimizer = torch.optim.Adam([*self._phi.values(), *self._rates.values()], lr=config.lr, fused=True)
         self._loop = InnerLoop(config.inner_steps, config.order, config.guided)
+        self._lessons = [_Lesson.of(task, self._model) for task in train_tasks]
         self._best: dict[str, torch.Tensor] = {}
         self._history: list[MetaProgress] = []
 
@@ -159,11 +164,12 @@ class MetaTraining(Iterator[MetaProgress]):
             raise StopIteration
         end = min(last, begin + self._config.eval_every) if self._history else 0
         losses, skipped = [], 0
-        for number in range(begin, end):
-            loss, num_skipped = self._train_episode(number)
-            losses.append(loss)
-            skipped += num_skipped
-        self._history.append(self._evaluate(end, losses, skipped))
+        with workers(self._device) as each:
+            for number in range(begin, end):
+                loss, num_skipped = self._train_episode(number, each)
+                losses.append(loss)
+                skipped += num_skipped
+            self._history.append(self._evaluate(end, losses, skipped, each))
         return self._history[-1]
 
     def best(self) -> MetaPredictor:
@@ -204,10 +210,15 @@ class MetaTraining(Iterator[MetaProgress]):
         for name in tensors:
             if name.startswith("adam."):
                 _, index, entry = name.split(".")
-                adam.setdefault(int(index), {})[entry] = tensors[name]
+                adam.setdefault(int(index), {})[entry] = self._as_learned(int(index), tensors[name])
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": adam})
         self._best = {name.removeprefix("best."): tensors[name] for name in tensors if name.startswith("best.")}
         self._history = [MetaProgress(**point) for point in header["history"]]
+
+    def _as_learned(self, index: int, value: torch.Tensor) -> torch.Tensor:
+        """An entry of Adam's state, laid out in memory as what it belongs to: the fused step takes that for granted."""
+        learned = [*self._phi.values(), *self._rates.values()][index]
+        return torch.empty_like(learned).copy_(value) if value.shape == learned.shape else value
 
     def _identity(self) -> dict[str, Any]:
         tasks = [[task.name, task.num_students] for task in (*self._train_tasks, *self._valid_tasks)]
@@ -219,14 +230,18 @@ class MetaTraining(Iterator[MetaProgress]):
         learned = {f"phi.{name}": value.detach() for name, value in self._phi.items()}
         return learned | {f"rate.{name}": value.detach() for name, value in self._rates.items()}
 
-    def _evaluate(self, episode: int, losses: Sequence[float], skipped: int) -> MetaProgress:
+    def _evaluate(self, episode: int, losses: Sequence[float], skipped: int, each: Each) -> MetaProgress:
         """Adapt to each meta-validation teacher, rank all its students, and keep the weights if they are the best."""
         predictor = MetaPredictor(self._model, self._rates)
-        correlations = []
-        for task in self._valid_tasks:
+
+        def rank(task: MetaTask) -> tuple[float, int]:
             adapted = predictor.adapt(task.teacher_arch, task.teacher_map, task.teacher_accuracy_pct)
-            skipped += adapted.num_skipped
-            correlations.append(spearman(adapted.score(task.maps, task.arch).cpu(), task.targets_pct.cpu()))
+            scores = adapted.score(task.maps, task.arch)
+            return spearman(scores.cpu(), task.targets_pct.cpu()), adapted.num_skipped
+
+        ranked = list(each(rank, self._valid_tasks))
+        skipped += sum(num for _, num in ranked)
+        correlations = [correlation for correlation, _ in ranked]
         mean = _finite_mean([value for value in correlations if math.isfinite(value)])
         earlier = [point.valid_spearman for point in self._history if point.valid_spearman is not None]
         is_best = mean is not None and mean > max(earlier, default=-math.inf)
@@ -234,7 +249,7 @@ class MetaTraining(Iterator[MetaProgress]):
             self._best = {name: value.clone() for name, value in self._learned().items()}
         return MetaProgress(episode, _finite_mean(losses), mean, is_best, skipped)
 
-    def _train_episode(self, number: int) -> tuple[float, int]:
+    def _train_episode(self, number: int, each: Each) -> tuple[float, int]:
         """One Adam step; the outer loss before it, and the number of inner steps left out."""
         episode = draw_episode(
             [task.num_students for task in self._train_tasks],
@@ -243,26 +258,45 @@ class MetaTraining(Iterator[MetaProgress]):
             num_tasks=self._config.tasks_per_episode,
             num_queries=self._config.queries,
         )
+        examples = [
+            partial(self._lessons[task].example, chosen.to(self._device))
+            for task, chosen in zip(episode.tasks, episode.queries, strict=True)
+        ]
         self._optimizer.zero_grad()
-        loss, num_skipped = outer_backward(
-            self._model.call, self._phi, self._rates, self._examples(episode), self._loop
-        )
+        loss, num_skipped = outer_backward(self._model.call, self._phi, self._rates, examples, self._loop, each)
         if math.isfinite(loss):
             self._optimizer.step()
         return loss, num_skipped
 
-    def _examples(self, episode: Episode) -> list[Example]:
-        """The teacher as support and the drawn students as queries of each task, in the predictor's unit."""
-        unit = self._model.spec.unit
-        examples = []
-        for index, chosen in zip(episode.tasks, episode.queries, strict=True):
-            task = self._train_tasks[index]
-            drawn = chosen.to(task.maps.device)
-            support = support_inputs(task.teacher_arch, task.teacher_map)
-            queries = Inputs(task.maps[drawn], task.arch[drawn], support.teacher_map)
-            target = to_unit(task.maps.new_tensor(task.teacher_accuracy_pct), unit)
-            examples.append(Example(support, target, queries, to_unit(task.targets_pct[drawn], unit)))
-        return examples
+
+@dataclass(frozen=True, eq=False)
+class _Lesson:
+    """A task as episodes read it: the maps of its students in rows (`to_rows`), accuracies in the predictor's unit."""
+
+    rows: torch.Tensor
+    sides: tuple[int, int]
+    arch: torch.Tensor
+    targets: torch.Tensor
+    support: Prepared
+    target: torch.Tensor
+
+    @classmethod
+    def of(cls, task: MetaTask, model: Predictor) -> "_Lesson":
+        with torch.inference_mode(mode=False), torch.no_grad():  # maps of inference mode take no part in autograd
+            return cls(
+                rows=to_rows(model.normalise(task.maps)),
+                sides=(task.maps.shape[2], task.maps.shape[3]),
+                arch=task.arch.clone(),
+                targets=to_unit(task.targets_pct, model.spec.unit),
+                support=model.prepare(support_inputs(task.teacher_arch, task.teacher_map)),
+                target=to_unit(task.maps.new_tensor(task.teacher_accuracy_pct), model.spec.unit),
+            )
+
+    def example(self, chosen: torch.Tensor) -> Example:
+        """The teacher as support, these students, int64 (n_q,), as queries."""
+        read = windows(self.rows, *self.sides, chosen)
+        queries = Prepared(read, self.arch[chosen], self.support.teacher)
+        return Example(self.support, self.target, queries, self.targets[chosen])
 
 
 def _finite_mean(values: Sequence[float]) -> float | None:

@@ -21,12 +21,15 @@ BN_EPS = 1e-5
 def shortcut(maps_NCHW: torch.Tensor, num_channels: int, stride: int) -> torch.Tensor:
     """The maps with `num_channels` channels, max-pooled 2 x 2 when `stride` is 2; no parameters.
 
-    Missing channels are zeros at the end, surplus channels are cut off the end. Channels are settled before the pool.
+    Missing channels are zeros at the end, surplus channels are cut off the end. The pool works on each channel alone,
+    so it comes between the two, where there is the least to read and to write.
     """
     missing = num_channels - maps_NCHW.shape[1]
-    if missing:
-        maps_NCHW = F.pad(maps_NCHW, (0, 0, 0, 0, 0, missing))
-    return F.max_pool2d(maps_NCHW, 2) if stride == 2 else maps_NCHW
+    if missing < 0:
+        maps_NCHW = maps_NCHW[:, :num_channels]
+    if stride == 2:
+        maps_NCHW = F.max_pool2d(maps_NCHW, 2)
+    return F.pad(maps_NCHW, (0, 0, 0, 0, 0, missing)) if missing > 0 else maps_NCHW
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
@@ -45,7 +48,7 @@ class Stem(nn.Module):
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) -> (N, width, H, W)."""
-        return F.relu(self.bn(self.conv(images_NCHW)))
+        return F.relu_(self.bn(self.conv(images_NCHW)))
 
 
 class Block(nn.Module):
@@ -62,9 +65,9 @@ class Block(nn.Module):
 
     def forward(self, maps_NCHW: torch.Tensor) -> torch.Tensor:
         """(N, entering, H, W) -> (N, width, H / stride, W / stride)."""
-        inner = F.relu(self.bn1(self.conv1(maps_NCHW)))
+        inner = F.relu_(self.bn1(self.conv1(maps_NCHW)))  # in place: batch norm needs its output no more
         inner = self.bn2(self.conv2(inner))
-        return F.relu(inner + shortcut(maps_NCHW, self.width, self.stride))
+        return F.relu_(inner.add_(shortcut(maps_NCHW, self.width, self.stride)))
 
 
 class SmallResNet(nn.Module):

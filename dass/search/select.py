@@ -20,6 +20,7 @@ from dass.search.ranking import Candidate
 from dass.search.rounds import Chunk, Rounds
 from dass.search.strategies import Strategy, StrategyName
 from dass.spaces.space import Sampler, SearchSpace
+from dass.threads import one_thread
 
 MAX_CHUNK = 256  # students whose maps lie in memory at once, per thread
 MAX_THREADS = 8  # the Python between two convolutions runs on one thread at a time: more threads wait for each other
@@ -100,17 +101,6 @@ class PredictorScorer:
         moved._network = copy.deepcopy(self._network).to(device)
         moved._teacher_map, moved._embedder = self._teacher_map.to(device), self._embedder.to(device)
         return moved
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread: with another number of them sums are added in another order, to other bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def search(

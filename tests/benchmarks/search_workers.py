@@ -1,6 +1,7 @@
 """Where scoring on workers overtakes scoring in process: `search --workers N` against `search`, by number of candidates.
 
-    python -m tests.benchmarks search_workers [--json] [--candidates N ...] [--workers N ...] [--resolution R] [--space NAME]
+    python -m tests.benchmarks search-workers [--json] [--candidates N ...] [--workers N ...] [--alone N ...]
+                                              [--resolution R] [--space NAME] [--repeats R]
 
 Teacher and predictor are untrained: neither's values change what scoring costs. The machine's own rate, the start of a
 session and of Tune, and the cost of a chunk on Tune are measured; from them a model says what N workers would take:
@@ -9,18 +10,20 @@ session and of Tune, and the cost of a chunk on Tune are measured; from them a m
     on workers   start + candidates / N x (rate_1 + tune_per_chunk / chunk)
 
 The first of them is only measured up to the CPUs that are here. On a shared machine the least of the repetitions counts.
+`--alone` adds numbers of candidates that are scored in this process only; `points` are all of its times on all threads.
+
+`ratio`: in process on all threads over the workers that were most, at most candidates; under 1 the workers lose.
+`limit_share` is null: `embed` knows the FLOPs of scoring.
 """
 
-import argparse
-import json
 import math
 import os
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -32,9 +35,11 @@ from dass.networks import build
 from dass.predictor import MetaPredictor, Predictor, PredictorSpec
 from dass.records import Student
 from dass.search.budget import Budget
-from dass.search.select import PredictorScorer, SearchConfig, one_thread, search
+from dass.search.select import PredictorScorer, SearchConfig, search
 from dass.seeding import generator
 from dass.spaces import get_space
+from dass.threads import one_thread
+from tests.benchmarks.measure import document, memory_mb, parser, tell
 
 NUM_CLASSES = 10
 CHUNKS = 100  # of a scorer that costs nothing, to see what Tune takes for each
@@ -132,9 +137,12 @@ def crossover(start_s: float, rate_process_s: float, rate_workers_s: float) -> i
     return math.ceil(start_s / gain) if gain > 0 else None
 
 
-def measure(bench: Bench, candidates: Sequence[int], workers: Sequence[int], repeats: int) -> dict[str, object]:
-    """All figures."""
+def measure(
+    bench: Bench, candidates: Sequence[int], workers: Sequence[int], alone: Sequence[int], repeats: int
+) -> dict[str, Any]:
+    """The document."""
     cpus = len(os.sched_getaffinity(0))
+    points = {num: bench.in_process(num, cpus) for num in alone}
     rows, starts, sessions = [], [], []
     for num in candidates:
         row: dict[str, float] = {"candidates": num}
@@ -146,42 +154,51 @@ def measure(bench: Bench, candidates: Sequence[int], workers: Sequence[int], rep
             sessions.append(session_s)
             starts.append(first)
         rows.append(row)
+        points[num] = row[f"in_process_{cpus}_s"]
     last = rows[-1]
     rate_1, rate_all = (last[f"in_process_{threads}_s"] / last["candidates"] for threads in (1, cpus))
     per_chunk = seconds_per_chunk(bench)
     start = min(sessions) + max(0.0, min(starts) - 500 * rate_1)
-    chunk = bench.config(1).chunk
-    rate_worker = rate_1 + per_chunk / chunk
-    return {
-        "space": bench.space,
-        "resolution": bench.resolution,
-        "cpus": cpus,
-        "load": os.getloadavg()[0],
-        "rows": rows,
-        "session_s": min(sessions),
-        "start_s": start,
-        "tune_per_chunk_s": per_chunk,
-        "rate_1_ms": 1000 * rate_1,
-        f"rate_{cpus}_ms": 1000 * rate_all,
-        "crossover": {f"{n} workers": crossover(start, rate_all, rate_worker / n) for n in MODELLED},
-    }
+    rate_worker = rate_1 + per_chunk / bench.config(1).chunk
+    return document(
+        "search-workers",
+        sizes={"space": bench.space, "resolution": bench.resolution, "candidates": list(candidates)},
+        ratio=round(last[f"in_process_{cpus}_s"] / last[f"workers_{max(workers)}_s"], 3),
+        limit_share=None,
+        peak_mb=round(memory_mb()),
+        rows=rows,
+        medians={
+            "session": {"unit": "s", "value": min(sessions)},
+            "start": {"unit": "s", "value": start},
+            "Tune for each chunk": {"unit": "s", "value": per_chunk},
+            "candidate on 1 thread": {"unit": "ms", "value": 1000 * rate_1},
+            f"candidate on {cpus} threads": {"unit": "ms", "value": 1000 * rate_all},
+        },
+        crossover={f"{n} workers": crossover(start, rate_all, rate_worker / n) for n in MODELLED},
+        points=[[num, points[num]] for num in sorted(points)],
+    )
 
 
-def main(argv: list[str]) -> None:
+def lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """A row for each number of candidates, then what the model is made of."""
+    for row in found["rows"]:
+        yield "  ".join(f"{name} {value:.4g}" for name, value in row.items())
+    for name, figure in found["medians"].items():
+        yield f"{name:24} {figure['value']:10.3f} {figure['unit']}"
+    for name, least in found["crossover"].items():
+        yield f"{name:24} {'never faster' if least is None else f'faster from {least:,} candidates on'}"
+
+
+def main(arguments: list[str]) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="search_workers")
-    parser.add_argument("--candidates", type=int, nargs="+", default=[1000, 3000, 10_000])
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--resolution", type=int, default=32)
-    parser.add_argument("--space", default="paper5")
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
-    found = measure(Bench(args.space, args.resolution), args.candidates, args.workers, args.repeats)
-    if args.json:
-        sys.stdout.write(json.dumps(found, indent=2) + "\n")
-        return
-    for row in found.pop("rows"):  # type: ignore[attr-defined]
-        sys.stdout.write("  ".join(f"{name} {value:.1f}" for name, value in row.items()) + "\n")
-    for name, value in found.items():
-        sys.stdout.write(f"{name}: {value}\n")
+    options = parser("search-workers", __doc__)
+    options.add_argument("--candidates", type=int, nargs="+", default=[1000, 3000, 10_000], metavar="N")
+    options.add_argument("--workers", type=int, nargs="+", default=[1, 2], metavar="N")
+    options.add_argument("--alone", type=int, nargs="*", default=[10, 100], metavar="N", help="in this process only")
+    options.add_argument("--resolution", type=int, default=32)
+    options.add_argument("--space", default="paper5")
+    options.add_argument("--repeats", type=int, default=1)
+    chosen = options.parse_args(arguments)
+    bench = Bench(chosen.space, chosen.resolution)
+    found = measure(bench, chosen.candidates, chosen.workers, chosen.alone, chosen.repeats)
+    tell(found, as_json=chosen.json, lines=lines(found))

@@ -1,51 +1,60 @@
-"""The run database: how long adding, resuming, scanning and compacting take, and how much memory, by number of records.
+"""The run database: how long adding, resuming, scanning and compacting take, and by how much memory grows.
 
-    python -m tests.benchmarks store [--json] [--records N ...] [--store folder|s3] [--repeats R]
+    python -m tests.benchmarks store [--json] [--store folder|s3|ceph] [--records N ...] [--packed N ...] [--repeats R]
 
 Every phase runs in a process of its own, so that its peak of memory is its own. `resume` is what a job does before it
-trains: make the plan's ids, ask the database what is finished, and take the difference. With `--store s3` the store is
-moto's server on loopback, which shows round trips and not the speed of a real bucket.
+trains: make the plan's ids, ask the database what is finished, and take the difference; its memory is what that adds to
+the plan. With `--packed N` a store begins with N records that are compacted already, so that no N objects need to be
+written one by one. `s3` is moto's server on loopback and `ceph` a real gateway there, if Debian's packages of it are
+installed: both show round trips and not the speed of a real bucket.
+
+`ratio`: the scan before compaction over the scan after it, at most records. `limit_share` is null, because nothing here
+convolves.
 """
 
-import argparse
-import importlib.metadata
-import json
-import math
 import multiprocessing
 import os
-import platform
 import random
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.compaction import compact
+from cluster.compaction import compact, packed_key
 from cluster.database import RunDatabase, loose_key
 from cluster.objects import FolderStore, ObjectStore, open_store
 from cluster.plan import Plan, pending
 from cluster.schema import record_to_json
+from cluster.tables import records_to_table, table_to_parquet
 from dass.records import CurvePoint, Provenance, Recipe, Record, Result, Run, Status, Student, content_id
+from tests.benchmarks.measure import document, memory_mb, parser, tell
+from tests.cluster import ceph_server, s3_server
 
 NUM_TASKS = 20
 NUM_ADDED = 500  # records that are added one after the other to measure the rate
-SIZES = (1_000, 10_000, 100_000)
+LOOSE_SIZES = {"folder": (1_000, 10_000, 100_000), "s3": (1_000, 10_000), "ceph": (1_000, 10_000)}
+PACKED_SIZES = {"folder": (), "s3": (100_000,), "ceph": (100_000,)}
 UNITS = {
-    "add_per_s": "records/s",
-    "resume_loose_s": "s",
-    "scan_loose_s": "s",
-    "compact_s": "s",
-    "resume_packed_s": "s",
-    "scan_packed_s": "s",
+    "add": "records/s",
+    "resume_loose": "s",
+    "scan_loose": "s",
+    "compact": "s",
+    "resume_packed": "s",
+    "scan_packed": "s",
 }
 VERSIONS = {"torch": "2.13.0+cpu", "ray": "2.60.0", "numpy": "2.3.0", "python": "3.11.7"}
+MB = 2**20
+
+Phase = Callable[[ObjectStore, int, int], "Measured"]
 
 
 @dataclass(frozen=True)
@@ -101,152 +110,199 @@ def fill(store: ObjectStore, num: int) -> None:
             pass
 
 
-def add(store: ObjectStore, num: int) -> float:
-    """Records added in a second, in an empty store."""
+def fill_packed(store: ObjectStore, num: int) -> None:
+    """One file per task, as a compaction of all these records leaves it."""
+    by_task: dict[str, list[Record]] = defaultdict(list)
+    for record in records(num):
+        by_task[record.run.task].append(record)
+    for task, some in by_task.items():
+        some.sort(key=lambda record: record.run.id)
+        triples = [(each.run.id, each.provenance.incarnation, each.provenance.attempt) for each in some]
+        store.put(packed_key(task, triples), table_to_parquet(records_to_table(some)))
+
+
+def add(store: ObjectStore, num: int, repeats: int) -> Measured:
+    """Records added in a second, one after the other, in an empty store."""
     some = list(records(min(NUM_ADDED, num)))
     database = RunDatabase(store)
-    began = time.perf_counter()
-    for record in some:
-        database.add(record)
-    return len(some) / (time.perf_counter() - began)
+
+    def call() -> float:
+        began = time.perf_counter()
+        for record in some:
+            database.add(record)
+        return len(some) / (time.perf_counter() - began)
+
+    return _once(call)
 
 
-def resume(store: ObjectStore, num: int) -> float:
-    """Seconds until it is known that nothing is pending."""
-    planned = tuple(runs(num))
-    began = time.perf_counter()
-    left = pending(Plan("benchmark", planned), RunDatabase(store).finished_ids())
-    seconds = time.perf_counter() - began
-    assert left == []
-    return seconds
+def resume(store: ObjectStore, num: int, repeats: int) -> Measured:
+    """Seconds until it is known that nothing is pending, of a plan whose runs know no id yet."""
+    values, grown_mb = [], []
+    for _ in range(repeats):
+        planned = tuple(runs(num))
+        before_mb, began = memory_mb("VmRSS"), time.perf_counter()
+        left = pending(Plan("benchmark", planned), RunDatabase(store).finished_ids())
+        values.append(time.perf_counter() - began)
+        grown_mb.append(memory_mb() - before_mb)
+        assert left == []
+        del planned
+    return Measured(statistics.median(values), max(grown_mb))
 
 
-def scan(store: ObjectStore, num: int) -> float:
+def scan(store: ObjectStore, num: int, repeats: int) -> Measured:
     """Seconds to read all records."""
-    began = time.perf_counter()
-    found = sum(1 for _ in RunDatabase(store).scan())
-    assert found == num
-    return time.perf_counter() - began
+
+    def call() -> float:
+        began = time.perf_counter()
+        found = sum(1 for _ in RunDatabase(store).scan())
+        assert found == num
+        return time.perf_counter() - began
+
+    return _once(call)
 
 
-def pack(store: ObjectStore, num: int) -> float:
+def pack(store: ObjectStore, num: int, repeats: int) -> Measured:
     """Seconds to compact, without the wait."""
-    began = time.perf_counter()
-    *_, last = compact(store, 0.0)
-    assert last.packed == num
-    return time.perf_counter() - began
+
+    def call() -> float:
+        began = time.perf_counter()
+        *_, last = compact(store, 0.0)
+        assert last.packed == num
+        return time.perf_counter() - began
+
+    return _once(call)
 
 
-def _phase(call: Callable[[ObjectStore, int], float], url: str, num: int, repeats: int) -> Measured:
-    """Run in a process of its own."""
-    store = open_store(url)
-    before_mb = _memory_mb("VmRSS")
-    values = [call(store, num) for _ in range(repeats)]
-    return Measured(statistics.median(values), _memory_mb("VmHWM") - before_mb)
+def _once(call: Callable[[], float]) -> Measured:
+    before_mb = memory_mb("VmRSS")
+    return Measured(call(), memory_mb() - before_mb)
 
 
-def _memory_mb(name: str) -> float:
-    """What Linux says of this process; NaN elsewhere. (getrusage's peak is that of the parent too.)"""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return math.nan
-    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
+def _phase(call: Phase, url: str, num: int, repeats: int) -> Measured:
+    return call(open_store(url), num, repeats)
 
 
-def measure(call: Callable[[ObjectStore, int], float], url: str, num: int, repeats: int = 1) -> Measured:
+def in_process(call: Phase, url: str, num: int, repeats: int) -> Measured:
     """`call` in a fresh process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_phase, (call, url, num, repeats))
 
 
-def measure_size(url: str, num: int, repeats: int) -> dict[str, Measured]:
-    """All phases at one number of records."""
-    measured = {"add_per_s": measure(add, f"{url}/added-{num}", num)}
+def measure_loose(url: str, num: int, repeats: int) -> dict[str, Measured]:
+    """All phases, from loose records to packed ones."""
+    measured = {"add": in_process(add, f"{url}/added-{num}", num, repeats)}
     place = f"{url}/{num}"
     fill(open_store(place), num)
-    measured["resume_loose_s"] = measure(resume, place, num, repeats)
-    measured["scan_loose_s"] = measure(scan, place, num)
-    measured["compact_s"] = measure(pack, place, num)
-    measured["resume_packed_s"] = measure(resume, place, num, repeats)
-    measured["scan_packed_s"] = measure(scan, place, num)
-    return measured
+    for name, phase in (("resume_loose", resume), ("scan_loose", scan), ("compact", pack)):
+        measured[name] = in_process(phase, place, num, repeats)
+    return measured | measure_packed(place, num, repeats)
 
 
-@contextmanager
-def _place(kind: str) -> Iterator[str]:
-    """The url of an empty store."""
-    if kind == "folder":
-        with tempfile.TemporaryDirectory(prefix="dass-benchmark-") as folder:
-            yield folder
-        return
-    os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    server = subprocess.Popen(
-        [sys.executable, "-c", _MOTO], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    try:
-        assert server.stdout is not None
-        os.environ["AWS_ENDPOINT_URL"] = next(line.strip() for line in server.stdout if line.startswith("http"))
-        import boto3
-
-        boto3.client("s3").create_bucket(Bucket="benchmark")
-        yield "s3://benchmark/store"
-    finally:
-        server.kill()
-        server.wait()
-
-
-_MOTO = """
-import time
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer("127.0.0.1", 0)
-server.start()
-print("http://%s:%d" % server.get_host_and_port(), flush=True)
-time.sleep(1e9)
-"""
-
-
-def document(kind: str, sizes: list[int], measured: dict[int, dict[str, Measured]]) -> dict[str, Any]:
-    """The figures as JSON types."""
+def measure_packed(place: str, num: int, repeats: int) -> dict[str, Measured]:
+    """What is left to measure once all records are packed."""
     return {
-        "name": "store",
-        "store": kind,
-        "sizes": sizes,
-        "figures": {
-            name: {"unit": unit, "values": [round(measured[num][name].value, 4) for num in sizes]}
-            for name, unit in UNITS.items()
-        },
-        "peak_mb": {name: [round(measured[num][name].peak_mb) for num in sizes] for name in UNITS},
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.system()},
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("dass", "pyarrow", "numpy")},
-        },
+        "resume_packed": in_process(resume, place, num, repeats),
+        "scan_packed": in_process(scan, place, num, repeats),
     }
 
 
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+@contextmanager
+def served(kind: str) -> Iterator[str]:
+    """The url of an empty store."""
+    with tempfile.TemporaryDirectory(prefix="dass-benchmark-") as folder:
+        if kind == "folder":
+            yield folder
+        elif kind == "s3":
+            with _moto() as endpoint:
+                yield _bucket(endpoint, s3_server.KEYS)
+        else:
+            missing = [program for program in ceph_server.PROGRAMS if shutil.which(program) is None]
+            if missing:
+                sys.exit(
+                    f"error: Ceph must be installed, got no {missing[0]}; {ceph_server.PACKAGES} have its programs"
+                )
+            cluster = ceph_server.Ceph(Path(folder))
+            try:
+                cluster.start()
+                yield _bucket(cluster.endpoint, ceph_server.KEYS)
+            finally:
+                cluster.stop()
+
+
+@contextmanager
+def _moto() -> Iterator[str]:
+    command = [sys.executable, "-m", "tests.cluster.s3_server"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield server.stdout.readline().strip()
+        finally:
+            server.kill()
+
+
+def _bucket(endpoint: str, keys: tuple[str, str]) -> str:
+    os.environ |= s3_server.environment(endpoint, keys)
+    return s3_server.make_bucket(endpoint, keys)
+
+
+def figures(kind: str, measured: Mapping[int, Mapping[str, Measured]]) -> dict[str, Any]:
+    """The document."""
+    sizes = sorted(measured)
+    both = [num for num in sizes if measured[num].keys() >= {"scan_loose", "scan_packed"}]
+    last = measured[both[-1]] if both else None
+    return document(
+        "store",
+        store=kind,
+        sizes=sizes,
+        ratio=round(last["scan_loose"].value / last["scan_packed"].value, 2) if last else None,
+        limit_share=None,
+        peak_mb=round(max(each.peak_mb for phases in measured.values() for each in phases.values())),
+        resume_bytes_per_record=_slope({num: phases["resume_packed"].peak_mb for num, phases in measured.items()}),
+        medians={name: {"unit": unit} | _by_size(measured, name, "value") for name, unit in UNITS.items()},
+        growth_mb={name: _by_size(measured, name, "peak_mb") for name in UNITS},
+    )
+
+
+def _slope(peaks_mb: Mapping[int, float]) -> int | None:
+    """By how many bytes memory grows with each record, from the fewest to the most; a part grows with none."""
+    few, many = min(peaks_mb), max(peaks_mb)
+    return round((peaks_mb[many] - peaks_mb[few]) * MB / (many - few)) if many > few else None
+
+
+def _by_size(measured: Mapping[int, Mapping[str, Measured]], name: str, what: str) -> dict[str, float]:
+    return {str(num): round(getattr(measured[num][name], what), 3) for num in sorted(measured) if name in measured[num]}
+
+
+def lines(found: Mapping[str, Any], sizes: Sequence[int]) -> Iterator[str]:
+    """The table, a row for each phase."""
+    yield f"store: {found['store']}; median, and growth of memory in MB in brackets"
+    yield f"{'':14}{'':10}" + "".join(f"{num:>18,}" for num in sizes)
+    for name, unit in UNITS.items():
+        values, grown = found["medians"][name], found["growth_mb"][name]
+        cells = (f"{values[str(n)]:.4g} ({grown[str(n)]:.0f})" if str(n) in values else "-" for n in sizes)
+        yield f"{name:14}{unit:>10}" + "".join(f"{cell:>18}" for cell in cells)
+    if found["resume_bytes_per_record"]:
+        yield f"resume of packed records: {found['resume_bytes_per_record']} bytes of memory for each"
+    if found["ratio"]:
+        yield f"scan before compaction / after it: {found['ratio']}"
 
 
 def main(arguments: list[str]) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks store", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="one JSON document")
-    parser.add_argument("--records", type=int, nargs="+", default=list(SIZES), metavar="N", help="numbers of records")
-    parser.add_argument("--store", choices=("folder", "s3"), default="folder", help="where the records lie")
-    parser.add_argument("--repeats", type=int, default=3, metavar="R", help="of a resume; the median is shown")
-    options = parser.parse_args(arguments)
+    options = parser("store", __doc__)
+    options.add_argument("--store", choices=LOOSE_SIZES, default="folder", help="where the records lie")
+    options.add_argument(
+        "--records", type=int, nargs="*", metavar="N", help="numbers of records that begin as loose ones"
+    )
+    options.add_argument("--packed", type=int, nargs="*", metavar="N", help="numbers of records that begin packed")
+    options.add_argument("--repeats", type=int, default=3, metavar="R", help="of a resume; the median is shown")
+    chosen = options.parse_args(arguments)
     measured: dict[int, dict[str, Measured]] = {}
-    with _place(options.store) as url:
-        for num in options.records:
-            measured[num] = measure_size(url, num, options.repeats)
-            if not options.json:
-                told = (f"{name} {each.value:.3g} ({each.peak_mb:.0f} MB)" for name, each in measured[num].items())
-                print(f"{num} records in {options.store}: {', '.join(told)}", flush=True)  # noqa: T201
-    if options.json:
-        print(json.dumps(document(options.store, options.records, measured), indent=2))  # noqa: T201
+    with served(chosen.store) as url:
+        for num in LOOSE_SIZES[chosen.store] if chosen.records is None else chosen.records:
+            measured[num] = measure_loose(url, num, chosen.repeats)
+        for num in PACKED_SIZES[chosen.store] if chosen.packed is None else chosen.packed:
+            fill_packed(open_store(f"{url}/packed-{num}"), num)
+            measured[num] = measure_packed(f"{url}/packed-{num}", num, chosen.repeats)
+    found = figures(chosen.store, measured)
+    tell(found, as_json=chosen.json, lines=lines(found, found["sizes"]))

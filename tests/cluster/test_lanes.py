@@ -4,7 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +15,30 @@ import ray.exceptions
 import torch
 
 from cluster.checkpoints import Token, put_checkpoint, remove_checkpoints
-from cluster.database import RunDatabase, loose_key
-from cluster.documents import put_task
+from cluster.database import loose_key
 from cluster.events import read_events
 from cluster.heartbeat import Heartbeat
-from cluster.lane import Lane, LaneJob
 from cluster.lanes import lanes_for, run_plan
 from cluster.objects import FolderStore
-from cluster.packs import put_pack
 from cluster.plan import FailureKind, Plan
-from cluster.queue import QueueStats, remote_queue
 from cluster.runtime import session
-from cluster.settings import LaneConfig
 from cluster.weights import get_weights
 from dass.data.batches import ResidentBatches
-from dass.data.pack import Pack
-from dass.data.sources import read_source
-from dass.data.splits import assign_parts, class_splits
 from dass.errors import ClusterError, ConfigError, StoreError
-from dass.kd.cohort import Cohort, Ended
-from dass.kd.teacher import Teacher, teacher_run
-from dass.records import Recipe, Record, Run, Status, Task
-from dass.seeding import generator
-from dass.spaces import get_space
+from dass.kd.cohort import Cohort
+from dass.records import Run, Status
+from tests.cluster.lane_site import (
+    LANES,
+    RECIPE,
+    SPACE,
+    Site,
+    in_process,
+    make_site,
+    queue_of,
+    trained_without_ray,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray warns of its own deprecations
-
-SPACE = get_space("smoke")
-RECIPE = Recipe(epochs=2, batch_size=16, lr=0.02, flip=0.0, crop_padding=1, eval_every=1)
-TEACHER = replace(RECIPE, loss="ce", init="scratch")
-LANES = LaneConfig(num=1, threads=1, cohort_size=2, yield_every=2, checkpoint_s=0.05, lease_s=60.0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,51 +47,9 @@ def ray_session() -> Iterator[None]:
         yield
 
 
-@dataclass
-class Site:
-    """A folder as the store, holding one packed task."""
-
-    store: FolderStore
-    pack: Pack
-    task: Task
-
-    def plan(self, recipe: Recipe = RECIPE, num: int = 4) -> Plan:
-        teacher = teacher_run(self.task, SPACE, TEACHER)
-        students = SPACE.sample(num, generator("test lanes"))
-        return Plan("collect", (teacher, *(Run(self.task.id, teacher.id, s, recipe) for s in students)))
-
-    def run(self, plan: Plan, lanes: LaneConfig = LANES, *, keep_weights: bool = False) -> QueueStats:
-        *_, last = run_plan(self.store.url, plan, lanes, keep_weights=keep_weights)
-        return last
-
-    def records(self) -> dict[str, Record]:
-        return {record.run.id: record for record in RunDatabase(self.store).scan()}
-
-
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
-    pack = assign_parts(read_source("digits", 16), valid_fraction=0.5, test_fraction=0.3)
-    task = class_splits(pack, [(0, 1, 2)], ["task"])[0]
-    store = FolderStore(tmp_path / "store")
-    put_pack(store, pack)
-    put_task(store, task)
-    return Site(store, pack, task)
-
-
-def trained_without_ray(site: Site, plan: Plan) -> dict[str, Ended]:
-    torch.set_num_threads(1)
-    data = ResidentBatches.of(site.pack, site.task)
-    teacher_run, *students = plan.runs
-    (teacher,) = [
-        ended for step in Cohort([teacher_run], data, None, keep_weights=True).train() for ended in step.ended
-    ]
-    assert teacher.weights is not None
-    assert teacher.result.best_accuracy_pct is not None
-    loaded = Teacher(teacher_run.id, teacher_run.student, teacher.weights, teacher.result.best_accuracy_pct)
-    alone = [
-        ended for run in students for step in Cohort([run], data, loaded).train() for ended in step.ended
-    ]  # each student alone, where the lane trains two at a time
-    return {ended.run.id: ended for ended in (teacher, *alone)}
+    return make_site(tmp_path)
 
 
 def processes(name: str) -> Iterator[psutil.Process]:
@@ -193,16 +145,6 @@ def test_a_lease_outlives_a_silence_longer_than_itself(site: Site) -> None:
     students = [record for record in site.records().values() if record.run.teacher]
     assert {record.provenance.attempt for record in students} == {2}  # the teacher had the first lease
     assert all(record.provenance.seconds * len(students) > 2.5 for record in students)
-
-
-def queue_of(site: Site, plan: Plan) -> Any:
-    """A handle of the plan's queue."""
-    return remote_queue().remote(site.store.url, plan.runs, lease_s=LANES.lease_s)
-
-
-def in_process(site: Site, queue: Any) -> Lane:
-    """A lane of this process, which shares nothing with a queue's but the store."""
-    return Lane("lane0", LaneJob(site.store.url, "queue", LANES), queue)
 
 
 def test_runs_that_kill_their_lane_again_and_again_are_given_up(site: Site) -> None:

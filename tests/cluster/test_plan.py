@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.plan import Decision, FailureKind, Plan, after_failure, blocked, cut_cohorts, pending, ready, teacher_run
+from cluster.plan import (
+    Decision,
+    FailureKind,
+    Plan,
+    Startable,
+    after_failure,
+    blocked,
+    cut_cohorts,
+    pending,
+    ready,
+    teacher_run,
+)
 from dass.errors import ConfigError, StoreError
 from dass.records import Recipe, Run
 from tests.cluster.builders import OWN_TEACHER, make_run, runs
@@ -149,6 +160,18 @@ def test_every_run_is_in_one_cohort_that_fits(drawn: list[tuple[int, str, int, i
     totals = [sum(work[run.id] for run in cohort) for cohort in cohorts]
     assert totals == sorted(totals, reverse=True)
     assert cut_cohorts(planned, positions, size, work) == cohorts
+    startable = Startable(planned, positions, work, {})
+    taken = list(iter(lambda: startable.take(size), ()))
+    assert Counter(taken) == Counter(cohorts)
+    assert [sum(work[run.id] for run in cohort) for cohort in taken] == totals
+    assert not startable
+
+
+def test_what_most_others_wait_for_is_taken_first_and_some_runs_alone() -> None:
+    planned = [make_run(number) for number in range(5)]
+    first, needed, _, alone, last = planned
+    startable = Startable(planned, {}, {last.id: 99.0}, {needed.id: 7}, {alone.id})
+    assert [startable.take(size) for size in (1, 2, 3, 3)] == [(needed,), (last, first), (planned[2],), (alone,)]
 
 
 def test_the_order_of_different_work_does_not_depend_on_the_order_of_runs() -> None:

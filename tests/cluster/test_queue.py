@@ -350,7 +350,11 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(lane=LANES, max_runs=st.integers(1, 4))
     def lease(self, lane: str, max_runs: int) -> None:
+        anew = pickle.loads(pickle.dumps(self.queue))  # noqa: S301 - our own bytes
+        anew.add_runs([])  # planning nothing more makes a queue forget what it had worked out
         reply = self.queue.lease(lane, max_runs, self.now)
+        assert reply == anew.lease(lane, max_runs, self.now)
+        assert self.queue.stats() == anew.stats()
         if reply.lease is None:
             assert reply.state is not LeaseState.GRANTED
             return

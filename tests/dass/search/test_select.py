@@ -13,9 +13,10 @@ from dass.predictor import Adapted, MetaPredictor, Predictor, PredictorSpec
 from dass.records import Student
 from dass.search.budget import Budget
 from dass.search.ranking import Candidate
-from dass.search.select import PredictorScorer, Scorer, SearchConfig, one_thread, search
+from dass.search.select import PredictorScorer, Scorer, SearchConfig, search
 from dass.search.strategies import StrategyName, make_strategy
 from dass.spaces import get_space
+from dass.threads import one_thread
 
 SPACE = get_space("smoke")
 RESOLUTION, NUM_CLASSES = 16, 3

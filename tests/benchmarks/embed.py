@@ -1,0 +1,198 @@
+"""Maps of candidates: one prefix tree of batched convolutions, against one student at a time.
+
+    python -m tests.benchmarks embed [--json] [--candidates N] [--device cpu|cuda] [--rounds R]
+    python -m tests.benchmarks embed --stream [--json] [--points N ...]
+
+Uniform `paper5` candidates at 64 px, on all threads of torch, in float32. Two references, each measured on a few of the
+same students and scaled, because their time is linear in the number:
+
+- *published*: each student built, remapped from the teacher and run alone, as in the released code;
+- *strong*: the best that plain PyTorch gives one at a time: nothing drawn for the weights, channels-last, inference mode.
+
+`limit_share` is what is executed after all sharing, in FLOPs, over time, over the best rate of a plain convolution in the
+same run. `--stream` searches (embeds and scores) in a stream, by number of candidates, and sets a candidate that comes
+from mutations of others beside one that is drawn uniformly.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from dass.cost import KERNEL_AREA, count_macs
+from dass.embed import CHUNK, Embedder, draw_noise
+from dass.networks import build
+from dass.predictor import MetaPredictor, Predictor, PredictorSpec
+from dass.records import Student
+from dass.search.budget import Budget
+from dass.search.select import PredictorScorer, SearchConfig, search
+from dass.search.strategies import MUTATION_RATE, make_strategy
+from dass.seeding import generator
+from dass.spaces import get_space
+from dass.spaces.space import SearchSpace
+from tests.benchmarks import measure
+from tests.benchmarks.reference import published_map, strong_map
+
+NUM_CLASSES = 10
+SAMPLE = 40  # students that the references are measured on
+
+
+def executed_flops(students: Sequence[Student], resolution: int, chunk: int = CHUNK) -> float:
+    """FLOPs of the convolutions that embedding executes: every prefix once per chunk."""
+    ordered = sorted(students, key=lambda student: student.widths)
+    total = 0
+    for start in range(0, len(ordered), chunk):
+        prefixes: set[tuple[int, ...]] = set()
+        for student in ordered[start : start + chunk]:
+            entering = student.widths[0][0]
+            prefix: tuple[int, ...] = (entering,)
+            for stage, row in enumerate(student.widths):
+                area = (resolution >> stage) ** 2
+                for width in row:
+                    prefix += (stage, width)
+                    if prefix not in prefixes:
+                        prefixes.add(prefix)
+                        total += KERNEL_AREA * area * (entering * width + width * width)
+                    entering = width
+    return 2.0 * total
+
+
+def scorer_of(space: SearchSpace, embedder: Embedder, noise_sha: str, resolution: int) -> PredictorScorer:
+    """An untrained predictor, adapted; its values do not matter for what scoring costs."""
+    spec = PredictorSpec(
+        space=space.name,
+        resolution=resolution,
+        num_channels=space.num_channels,
+        arch_dim=space.encoding_dim,
+        noise_sha=noise_sha,
+    )
+    model = Predictor(spec, seed=0)
+    rates = {name: torch.full_like(value, 0.005) for name, value in model.named_parameters()}
+    teacher_map = embedder.maps([space.largest])[0]
+    adapted = MetaPredictor(model.to(teacher_map.device), rates).adapt(space.encode(space.largest), teacher_map, 80.0)
+    return PredictorScorer(adapted, embedder, space)
+
+
+def mutants(space: SearchSpace, num: int) -> list[Student]:
+    """Different mutants of few parents, as a late generation of evolution has them."""
+    rng = generator("benchmark", "mutants")
+    parents = space.sample(25, rng)
+    found: dict[Student, None] = {}
+    while len(found) < num:
+        found[space.mutate(parents[len(found) % len(parents)], rng, MUTATION_RATE)] = None
+    return list(found)
+
+
+def compare(options: Any) -> dict[str, Any]:
+    """The figures of the batched engine beside both references."""
+    space, device, num = get_space(options.space), torch.device(options.device), options.candidates
+    resolution = options.resolution
+    students = space.sample(num, generator("benchmark", "uniform"))
+    state = build(space.largest, NUM_CLASSES, generator("benchmark")).state_dict()
+    noise = draw_noise(resolution).to(device)
+    few = students[: min(SAMPLE, num)]
+    scale: float = num / len(few)
+    on_device = {name: tensor.to(device) for name, tensor in state.items()}
+
+    def one_at_a_time(run: Callable[..., torch.Tensor]) -> float:
+        def all_of_them() -> None:
+            for student in few:
+                run(on_device, space.largest, student, NUM_CLASSES, noise)
+
+        return scale * measure.seconds(all_of_them, device)
+
+    embedder = Embedder(state, space.largest, noise)
+    embedder.maps(few)
+    scorer = scorer_of(space, embedder, "benchmark", resolution)
+    sides = {
+        "published": lambda: one_at_a_time(published_map),
+        "strong": lambda: one_at_a_time(strong_map),
+        "dass": lambda: measure.seconds(lambda: embedder.maps(students), device),
+    }
+    if device.type == "cuda":
+        sides["dass, embedded and scored"] = lambda: measure.seconds(lambda: scorer.score(students), device)
+    found = measure.alternate(sides, options.rounds)
+    middle = measure.medians(found)
+    limit = measure.convolution_limit(space.largest, resolution, device)
+    flops = executed_flops(students, resolution)
+    return measure.document(
+        "embed",
+        ratio=middle["published"] / middle["dass"],
+        ratio_strong=middle["strong"] / middle["dass"],
+        limit_share=flops / middle["dass"] / limit,
+        limit_gflops=limit / 1e9,
+        shared_share=1 - flops / (2.0 * sum(count_macs(student, resolution, 0) for student in students)),
+        peak_mb=measure.memory_mb(),
+        medians={name: {"unit": "s", "value": value} for name, value in middle.items()},
+        sizes={
+            "candidates": num,
+            "space": space.name,
+            "resolution": resolution,
+            "device": str(device),
+            "referred": len(few),
+        },
+    )
+
+
+def stream(options: Any) -> dict[str, Any]:
+    """Time and peak memory by number of candidates, and the cost of a mutant beside that of a uniform draw."""
+    space, device, resolution = get_space(options.space), torch.device(options.device), options.resolution
+    state = build(space.largest, NUM_CLASSES, generator("benchmark")).state_dict()
+    embedder = Embedder(state, space.largest, draw_noise(resolution).to(device))
+    scorer = scorer_of(space, embedder, "benchmark", resolution)
+    points = []
+    for num in options.points:
+        config = SearchConfig(candidates=num)
+        strategy = make_strategy("random", space, Budget(), resolution, NUM_CLASSES, 0)
+
+        def searched(strategy: Any = strategy, config: SearchConfig = config) -> None:
+            for _ in search(strategy, scorer, config, resolution, NUM_CLASSES):
+                pass
+
+        points.append([num, measure.seconds(searched, device), measure.memory_mb()])
+    kinds = {"uniform": space.sample(1000, generator("benchmark", "kinds")), "mutants": mutants(space, 1000)}
+    each = measure.medians(
+        measure.alternate(
+            {
+                name: lambda some=some: measure.seconds(lambda: embedder.maps(some), device) / len(some)  # type: ignore[misc]
+                for name, some in kinds.items()
+            },
+            options.rounds,
+        )
+    )
+    rates = [taken / num for num, taken, _ in points if num >= 1000]
+    return measure.document(
+        "embed-stream",
+        ratio=each["uniform"] / each["mutants"],
+        linearity=max(rates) / min(rates) if rates else None,
+        limit_share=None,
+        peak_mb=measure.memory_mb(),
+        medians={f"candidate, {name}": {"unit": "ms", "value": 1000 * value} for name, value in each.items()},
+        points=[[num, taken] for num, taken, _ in points],
+        peaks_mb=[[num, peak] for num, _, peak in points],
+        sizes={"space": space.name, "resolution": resolution, "device": str(device)},
+    )
+
+
+def main(arguments: list[str]) -> None:
+    """Measure and print."""
+    parser = measure.parser("embed", __doc__)
+    parser.add_argument("--candidates", type=int, default=1000, metavar="N")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--resolution", type=int, default=64, metavar="PX")
+    parser.add_argument("--space", default="paper5", metavar="NAME")
+    parser.add_argument("--rounds", type=int, default=3, metavar="R")
+    parser.add_argument("--stream", action="store_true", help="by number of candidates, embedded and scored")
+    parser.add_argument("--points", type=int, nargs="+", default=[10, 100, 1000, 10_000, 100_000], metavar="N")
+    options = parser.parse_args(arguments)
+    found = stream(options) if options.stream else compare(options)
+    lines = [f"{name}: {value['value']:.3g} {value['unit']}" for name, value in found["medians"].items()]
+    if options.stream:
+        lines += [f"{num} candidates: {taken:.1f} s" for num, taken in found["points"]]
+        lines += [f"a mutant costs {1 / found['ratio']:.2f} of a uniform draw"]
+    else:
+        lines += [
+            f"{found['ratio']:.1f} times published, {found['ratio_strong']:.1f} times strong",
+            f"{100 * found['limit_share']:.0f} % of the convolution limit of {found['limit_gflops']:.0f} GFLOP/s",
+        ]
+    measure.tell(found, as_json=options.json, lines=[*lines, f"peak memory {found['peak_mb']:.0f} MB"])

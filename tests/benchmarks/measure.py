@@ -1,0 +1,142 @@
+"""What all benchmarks share: sides that alternate, the machine's convolution rate, memory, and the document of figures.
+
+Sides are measured in turn, A B A B ..., so that a machine whose speed drifts drifts for all of them; the median counts.
+"""
+
+import argparse
+import gc
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the customary name
+
+from dass.cost import KERNEL_AREA
+from dass.networks.small_resnet import STRIDES
+from dass.records import Student
+
+VERSIONS = ("dass", "torch", "ray", "numpy", "pyarrow")
+RATE_BATCH = 32  # images of a convolution whose rate is taken as the machine's limit
+RATE_S = 0.2  # for each shape
+
+
+def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    made = argparse.ArgumentParser(prog=f"python -m tests.benchmarks {name}", description=(doc or "").splitlines()[0])
+    made.add_argument("--json", action="store_true", help="one JSON document")
+    return made
+
+
+def alternate(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each side returned, round by round; within a round the sides come one after the other."""
+    values: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            gc.collect()
+            values[name].append(side())
+    return values
+
+
+def seconds(call: Callable[[], object], device: torch.device | str = "cpu") -> float:
+    """How long a call takes, what it left to do on the device included."""
+    synchronise(device)
+    began = time.perf_counter()
+    call()
+    synchronise(device)
+    return time.perf_counter() - began
+
+
+def synchronise(device: torch.device | str) -> None:
+    """Wait for the device."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def medians(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The median of each side."""
+    return {name: statistics.median(each) for name, each in values.items()}
+
+
+def convolution_limit(student: Student, resolution: int, device: torch.device | str = "cpu") -> float:
+    """FLOP/s: the best rate of a plain 3x3 convolution with as many channels in as out, among those of `student`.
+
+    On all threads of torch, float32, channels-last, inference mode; a multiply-add is two FLOPs.
+    """
+    best = 0.0
+    for stage, width in enumerate(sorted({row[-1] for row in student.widths})):
+        side = resolution
+        for stride in STRIDES[: stage + 1]:
+            side //= stride
+        images = torch.randn(RATE_BATCH, width, side, side, device=device).contiguous(memory_format=torch.channels_last)
+        weight = torch.randn(width, width, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
+        flops = 2 * KERNEL_AREA * width**2 * side**2 * RATE_BATCH
+
+        def convolve(images: torch.Tensor = images, weight: torch.Tensor = weight) -> torch.Tensor:
+            return F.conv2d(images, weight, padding=1)
+
+        with torch.inference_mode():
+            convolve()
+            ends = time.perf_counter() + RATE_S
+            while time.perf_counter() < ends:
+                best = max(best, flops / seconds(convolve, device))
+    return best
+
+
+def memory_mb(name: str = "VmHWM") -> float:
+    """What Linux says of this process: VmHWM is the peak of its resident memory, VmRSS what it holds; NaN elsewhere."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return math.nan
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def document(name: str, **figures: Any) -> dict[str, Any]:
+    """The figures of a benchmark with the machine and the versions that they belong to."""
+    return {"name": name, **figures, "machine": machine(), "versions": versions()}
+
+
+def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Processor, cores that this process may use, threads of torch, and the GPU if there is one."""
+    found: dict[str, Any] = {
+        "cpu": cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name(device if torch.device(device).type == "cuda" else None)
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of those of our libraries that are installed."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def tell(figures: Mapping[str, Any], *, as_json: bool, lines: Iterable[str]) -> None:
+    """Print the document, or the lines that say the same to a reader."""
+    print(json.dumps(figures, indent=2) if as_json else "\n".join(lines), flush=True)  # noqa: T201 - its purpose
