@@ -6,7 +6,7 @@ STORE ?= dass-store
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: quickstart test test-ceph check format lock clean
+.PHONY: quickstart test test-ceph bench check format lock clean
 
 quickstart: $(READY)
 	$(BIN)/python -m jobs quickstart --store $(STORE)
@@ -17,6 +17,10 @@ test: check
 # The store against a real Ceph gateway; as root on Debian it installs what is missing.
 test-ceph: $(READY)
 	$(BIN)/python -m pytest -n 0 -m ceph tests/cluster
+
+# Speed, measured side by side on this machine; python -m tests.benchmarks NAME --help tells the options of each.
+bench: $(READY)
+	for name in embed cohort meta store control-plane; do $(BIN)/python -m tests.benchmarks $$name || exit 1; done
 
 check: $(READY)
 	$(BIN)/ruff check .

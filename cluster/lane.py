@@ -115,6 +115,7 @@ class Lane:
             StoreError: the store fails; Ray Train starts the lane again, and the runs go on from their checkpoints.
         """
         keep_freed_memory()
+        torch.backends.cudnn.allow_tf32 = False  # labels are float32 on every device
         torch.set_num_threads(self._job.settings.threads)
         # what an earlier life of this lane held; it died of it, or of its node
         ray.get(self._queue.release.remote(self._name, FailureKind.LANE_LOST))
