@@ -6,6 +6,11 @@ Tasks of 100 students with random maps of `paper5` at 64 px, (256, 8, 8), and th
 algorithms.md prescribes with torch's own layers (reference_meta.py). Each sample is N episodes with the evaluation that
 ends them, from training that goes on. `limit_share`: FLOPs of all products and convolutions executed, over time, over
 the machine's best convolution rate in the same run. `peak_mb` is that of the process, with both sides in it.
+
+Levers. One core, a batch of 50 maps, best of a second, in the directions that training takes: the products of windows
+that stand for convolutions ran at 138 to 153 GFLOP/s, torch's convolutions of channels-last maps at 58 to 153, of others
+at 63 to 142; so windows, with channels-last filters. The chain rule written out took a fifth less processor time than
+autograd through the inner step, on a busy machine. Not weighed: torch.compile, inference mode in evaluation.
 """
 
 import argparse
