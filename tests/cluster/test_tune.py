@@ -24,13 +24,19 @@ from tests.cluster.tuning import BASE, TASKS, undisturbed
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray warns of its own deprecations
 
 LANES = LaneConfig(num=2, checkpoint_s=0.01, max_failures=1)
-LONG = replace(BASE, episodes=60)
+LONG = replace(BASE, episodes=120)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_session() -> Iterator[None]:
     with session(num_cpus=2):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _watched_closely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy trials take a second or less: look often enough to meet them under way."""
+    monkeypatch.setattr("cluster.tune.POLL_S", 0.02)
 
 
 def job_of(folder: Path, *planned: Trial, **changes: Any) -> TuneJob:

@@ -105,7 +105,7 @@ def test_keys_shows_what_a_toml_recipe_comes_to(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["colect"], "No such command 'colect'. Did you mean 'collect'? See `"),
+        (["colect"], "No such command 'colect'. Did you mean 'collect', 'compact'? See `"),
         (["xyzzy"], "No such command 'xyzzy'. See `"),
         (["collect", "--reciepe", "smoke"], "No such option: --reciepe (Possible options: --recipe). See `"),
         (["--store", "x", "data"], "No such option: --store. See `"),
