@@ -21,7 +21,7 @@ from cluster.lane import Lane, LaneJob
 from cluster.objects import open_store
 from cluster.plan import Plan, cut_cohorts, pending
 from cluster.queue import QueueStats, remote_queue
-from cluster.runtime import NAMESPACE, check_room, on_this_node
+from cluster.runtime import NAMESPACE, cancel_running, check_room, on_this_node
 from cluster.settings import LaneConfig
 from cluster.sizing import Sizing
 from dass.errors import ClusterError
@@ -80,8 +80,7 @@ def _lanes(job: LaneJob, num: int) -> Iterator[list[Any]]:
         try:
             yield lanes
         finally:
-            for lane in lanes:
-                ray.cancel(lane, force=True)
+            cancel_running(lanes)
 
 
 def _drive_lane(lane: str, job: dict[str, Any], storage: str) -> str | None:

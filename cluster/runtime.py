@@ -9,7 +9,7 @@ import platform
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -78,6 +78,19 @@ def on_this_node() -> Any:  # noqa: ANN401 - Ray is imported only where it works
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def cancel_running(tasks: Sequence[Any]) -> None:
+    """End those of Ray's tasks that still run.
+
+    One whose result is there is left alone: its owner may still be taking note of that, and Ray ends the owner's process
+    when a task is cancelled at that moment.
+    """
+    import ray
+
+    _, running = ray.wait(list(tasks), num_returns=len(tasks), timeout=0)
+    for task in running:
+        ray.cancel(task, force=True)
 
 
 def preflight(store_url: str, gpus_per_lane: float) -> None:

@@ -25,7 +25,7 @@ from ray.exceptions import RayError
 from ray.tune.search import Searcher
 
 from cluster.objects import open_store
-from cluster.runtime import on_this_node
+from cluster.runtime import cancel_running, on_this_node
 from cluster.scores import ScoreLedger
 from cluster.settings import LaneConfig
 from dass.errors import ClusterError
@@ -133,8 +133,8 @@ def _driven(job: ScoreJob, scorer: Scorer) -> Iterator[Callable[[], None]]:
         if outcomes:
             ray.wait(outcomes, timeout=END_S)
     finally:
-        for outcome in outcomes:
-            ray.cancel(outcome, force=True)
+        if outcomes:
+            cancel_running(outcomes)
 
 
 def _raise(outcome: Any) -> None:  # noqa: ANN401 - Ray's references have no static type

@@ -18,7 +18,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from cluster.ledger import Phase, TrialLedger
 from cluster.objects import open_store
-from cluster.runtime import check_room, on_this_node
+from cluster.runtime import cancel_running, check_room, on_this_node
 from cluster.settings import LaneConfig
 from cluster.trial import TrialRun, TrialTasks
 from dass.errors import ClusterError
@@ -90,7 +90,7 @@ def run_trials(job: TuneJob, tasks: TrialTasks) -> Generator[tuple[Trial, ...], 
             "what is finished is kept"
         ) from error
     finally:
-        ray.cancel(outcome, force=True)
+        cancel_running([outcome])
 
 
 class _Scheduler(ASHAScheduler):  # type: ignore[misc]  # Ray's classes have no static type

@@ -1,7 +1,8 @@
-"""Where a session of Ray works."""
+"""Where a session of Ray works, and how what runs in it ends."""
 
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.runtime import session
+from cluster.runtime import cancel_running, session
 from dass.errors import ClusterError
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray warns of its own deprecations
@@ -42,3 +43,19 @@ def test_a_folder_that_cannot_be_written_is_told_with_its_variable(
     told = r"at a local address, got .*; see that RAY_TMPDIR, by default /tmp, can be written"
     with pytest.raises(ClusterError, match=told), session(1):
         pass
+
+
+def test_what_still_runs_is_ended_and_what_is_over_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with session(1):
+        quick, hanging = ray.remote(num_cpus=0)(lambda: 7), ray.remote(num_cpus=0)(lambda: threading.Event().wait())
+        for _ in range(500):  # a cancel in the instant of a result ends this process, sooner or later
+            over = quick.remote()
+            ray.wait([over])
+            cancel_running([over])
+            assert ray.get(over) == 7
+        running = hanging.remote()
+        cancel_running([over, running])
+        assert ray.get(over) == 7
+        with pytest.raises((ray.exceptions.TaskCancelledError, ray.exceptions.WorkerCrashedError)):
+            ray.get(running, timeout=60)
