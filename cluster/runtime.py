@@ -8,9 +8,10 @@ import os
 import platform
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,11 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
         ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # ray.init puts its own in place, which ends without our exit code
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with redirect_stdout(sys.stderr):  # Ray prints warnings of its own, which no result may be mixed with
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def on_this_node() -> Any:  # noqa: ANN401 - Ray is imported only where it works

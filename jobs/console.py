@@ -52,7 +52,10 @@ class Console:
         self.is_json = is_json
         width = None if sys.stdout.isatty() else WIDE
         self._err = RichConsole(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
-        self._out = RichConsole(markup=False, emoji=False, highlight=False, soft_wrap=True, width=width)
+        self._stdout = sys.stdout  # this one, because within a session of Ray it is not for Ray's warnings
+        self._out = RichConsole(
+            file=self._stdout, markup=False, emoji=False, highlight=False, soft_wrap=True, width=width
+        )
         self.phases: dict[str, float] = {}
 
     def say(self, text: str) -> None:
@@ -78,7 +81,7 @@ class Console:
     def document(self, value: Mapping[str, Any]) -> None:
         """The one JSON document on stdout; silent otherwise. Numbers that are not finite become texts, as in the store."""
         if self.is_json:
-            sys.stdout.write(json.dumps(plain(value), indent=2, sort_keys=True, allow_nan=False) + "\n")
+            self._stdout.write(json.dumps(plain(value), indent=2, sort_keys=True, allow_nan=False) + "\n")
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Bar]:

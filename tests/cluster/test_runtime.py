@@ -59,3 +59,15 @@ def test_what_still_runs_is_ended_and_what_is_over_left_alone(monkeypatch: pytes
         assert ray.get(over) == 7
         with pytest.raises((ray.exceptions.TaskCancelledError, ray.exceptions.WorkerCrashedError)):
             ray.get(running, timeout=60)
+
+
+def test_what_ray_says_is_not_mixed_with_results(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with session(1):
+        processes = [ray.remote(num_cpus=0)(threading.Event).remote() for _ in range(20)]  # so many that Ray warns
+        ray.get([process.is_set.remote() for process in processes])
+    out, err = capsys.readouterr()
+    assert "worker processes have been started" in err
+    assert out == ""
