@@ -7,7 +7,8 @@ teacher, in eval mode. Every student is a slice of the teacher, so nothing is bu
 - nodes of one depth whose next block has the same widths use the same slice of the teacher's filters, so they are one
   batched convolution;
 - batch norm is folded into the filters once per teacher (in eval mode it is an affine map of the output channels);
-- maps and filters are channels-last, in which a CPU's convolutions are fastest and a slice of channels is a view.
+- maps and filters are channels-last, in which a CPU's convolutions are fastest and a slice of channels is a view;
+- wide convolutions on a CPU take Winograd's minimal filtering, which is as exact.
 
 The maps equal those of each student built, remapped and run alone, to float tolerance.
 
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812 - the customary name
 
+from dass import winograd
 from dass.errors import ConfigError
 from dass.networks.small_resnet import BN_EPS, STRIDES
 from dass.records import Init, Student
@@ -33,6 +35,7 @@ from dass.threads import workers
 
 NOISE_SEED = 0
 CHUNK = 256  # students whose maps are computed together
+WIDE = 96 * 96  # channels in times channels out, from which Winograd's filtering is the faster one on a CPU
 
 Maps = dict[int, torch.Tensor]  # width -> maps (nodes, H, W, width)
 Child = tuple[int, int, int, int]  # width and row of the parent, block of the teacher, width
@@ -51,25 +54,38 @@ def noise_sha(noise: torch.Tensor) -> str:
 
 @dataclass(frozen=True)
 class _Filter:
-    """A 3x3 convolution with its batch norm folded in: weight (out, in, 3, 3), bias (out,)."""
+    """A 3x3 convolution with its batch norm folded in: weight (out, in, 3, 3), bias (out,).
+
+    products: the weight as `winograd` takes it; None on a GPU, whose library chooses such things itself.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor
+    products: torch.Tensor | None
+
+    @classmethod
+    def of(cls, weight: torch.Tensor, bias: torch.Tensor) -> "_Filter":
+        products = winograd.transform(weight) if weight.device.type == "cpu" else None
+        return cls(weight.contiguous(memory_format=torch.channels_last), bias, products)
 
     @classmethod
     def fold(cls, state: Mapping[str, torch.Tensor], conv: str, norm: str) -> "_Filter":
         scale = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + BN_EPS)
         weight = state[f"{conv}.weight"] * scale[:, None, None, None]
-        bias = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
-        return cls(weight.contiguous(memory_format=torch.channels_last), bias)
+        return cls.of(weight, state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale)
 
     def slice(self, out: slice, into: slice) -> "_Filter":
-        return _Filter(self.weight[out, into], self.bias[out])
+        products = None if self.products is None else self.products[:, into, out]
+        return _Filter(self.weight[out, into], self.bias[out], products)
 
     def to(self, device: torch.device) -> "_Filter":
-        return _Filter(self.weight.to(device), self.bias.to(device))
+        return self if device == self.weight.device else _Filter.of(self.weight.to(device), self.bias.to(device))
 
     def __call__(self, maps_NHWC: torch.Tensor, stride: int = 1) -> torch.Tensor:
+        num_out, num_in = self.weight.shape[:2]
+        is_even = maps_NHWC.shape[1] % winograd.TILE == 0
+        if self.products is not None and stride == 1 and is_even and num_in * num_out >= WIDE:
+            return winograd.convolve(maps_NHWC, self.products, self.bias)
         maps_NCHW = maps_NHWC.permute(0, 3, 1, 2)
         return F.conv2d(maps_NCHW, self.weight, self.bias, stride=stride, padding=1).permute(0, 2, 3, 1)
 
@@ -192,7 +208,7 @@ class Embedder:
         where: dict[Child, Site] = {}
         for (parent_width, block, width), rows in groups.items():
             room, first = shelf.take(width, len(rows))
-            self._block(stage, block, maps[parent_width][rows], stride, room)
+            self._block(stage, block, _rows(maps[parent_width], rows), stride, room)
             for offset, row in enumerate(rows):
                 where[parent_width, row, block, width] = (width, first + offset)
         return shelf.maps, where
@@ -219,6 +235,12 @@ class Embedder:
     def _side(self, stage: int) -> int:
         """Of a stage's maps."""
         return int(self._stem.shape[1]) // math.prod(STRIDES[: stage + 1])
+
+
+def _rows(maps: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """These maps, in ascending order: without a copy where they lie side by side."""
+    first, last = rows[0], rows[-1] + 1
+    return maps[first:last] if last - first == len(rows) else maps[rows]
 
 
 def _cut(students: Sequence[Student], chunk: int) -> Iterator[list[int]]:
