@@ -34,7 +34,7 @@ from dass.tensors import pack_tensors, sha256
 from dass.threads import workers
 
 NOISE_SEED = 0
-CHUNK = 256  # students whose maps are computed together
+CHUNK = 128  # students whose maps are computed together, by one thread
 WIDE = 96 * 96  # channels in times channels out, from which Winograd's filtering is the faster one on a CPU
 
 Maps = dict[int, torch.Tensor]  # width -> maps (nodes, H, W, width)

@@ -22,7 +22,6 @@ from dass.search.strategies import Strategy, StrategyName
 from dass.spaces.space import Sampler, SearchSpace
 from dass.threads import one_thread
 
-MAX_CHUNK = 256  # students whose maps lie in memory at once, per thread
 MAX_THREADS = 8  # the Python between two convolutions runs on one thread at a time: more threads wait for each other
 
 
@@ -89,7 +88,7 @@ class PredictorScorer:
         """float32 (n,): predicted accuracy in percent."""
         scores = torch.empty(len(students))
         arch = self._space.encode_many(students)
-        for indices, maps in self._embedder.stream(students, MAX_CHUNK):
+        for indices, maps in self._embedder.stream(students):
             with torch.inference_mode():
                 values = self._network(maps, arch[indices].to(maps.device), self._teacher_map).squeeze(1)
                 scores[indices] = to_percent(values, self._network.spec.unit).cpu()
