@@ -72,7 +72,7 @@ def scaling(documents: Sequence[Document]) -> Figure:
     ):
         for each, (colour, marker) in zip(found, LOOKS, strict=False):
             xs, ys = zip(*each["points"], strict=True)
-            axes.plot(xs, ys, marker + "-", color=colour, ms=6, mec=CARD, mew=0.8, linewidth=1.5, label=_label(each))
+            axes.plot(xs, ys, marker + "-", color=colour, ms=6, mec=CARD, mew=0.8, linewidth=1.5, label=_sized(each))
         axes.set(xscale="log", yscale="log")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
@@ -99,6 +99,11 @@ def _open_up(axes: Axes, values: Sequence[float]) -> None:
 def _label(document: Document) -> str:
     gpu = document["machine"].get("gpu")
     return f"{document['name']}, {gpu}" if gpu else str(document["name"])
+
+
+def _sized(document: Document) -> str:
+    resolution = document.get("sizes", {}).get("resolution")
+    return f"{_label(document)}, {resolution} px" if resolution else _label(document)
 
 
 def _sheet(panels: int) -> tuple[Figure, list[Axes]]:
