@@ -190,7 +190,7 @@ class Embedder:
             for width in sorted({sites[i][0] for i in done}):
                 leaving = sorted({sites[i][1] for i in done if sites[i][0] == width})
                 room, first = left.take(width, len(leaving))
-                room.copy_(maps[width][leaving])
+                room.copy_(_rows(maps[width], leaving))
                 place = {row: first + offset for offset, row in enumerate(leaving)}
                 for i in done:
                     if sites[i][0] == width:

@@ -13,9 +13,8 @@ after all sharing, over time, over the machine's best convolution rate in the sa
 
 import argparse
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import mean
@@ -161,25 +160,13 @@ def figures(site: Site, sizes: Sequence[int], rounds: int) -> dict[str, Any]:
 def utilisation(device: torch.device) -> Iterator[list[float]]:
     """What the GPU says of itself meanwhile, in percent; stays empty without a GPU or without NVIDIA's library."""
     samples: list[float] = []
-    is_over = threading.Event()
 
-    def sample() -> None:
-        while not is_over.wait(UTILISATION_S):
-            try:
-                samples.append(float(torch.cuda.utilization(device)))
-            except (ImportError, RuntimeError):
-                return
+    def look() -> None:
+        with suppress(ImportError, RuntimeError):
+            samples.append(float(torch.cuda.utilization(device)))
 
-    if device.type != "cuda":
+    with measure.sampled(look, UTILISATION_S) if device.type == "cuda" else nullcontext():
         yield samples
-        return
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield samples
-    finally:
-        is_over.set()
-        thread.join()
 
 
 def lines(document: dict[str, Any]) -> Iterator[str]:

@@ -11,8 +11,10 @@ import math
 import os
 import platform
 import statistics
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,24 @@ def memory_mb(name: str = "VmHWM") -> float:
     except OSError:
         return math.nan
     return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+@contextmanager
+def sampled(look: Callable[[], None], every_s: float) -> Iterator[None]:
+    """Calls `look` again and again, on a thread beside, during a `with` block."""
+    is_over = threading.Event()
+
+    def sample() -> None:
+        while not is_over.wait(every_s):
+            look()
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def document(name: str, **figures: Any) -> dict[str, Any]:

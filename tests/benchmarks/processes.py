@@ -1,10 +1,11 @@
 """The memory of a process and all that it starts, sampled while it works."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import psutil
+
+from tests.benchmarks.measure import sampled
 
 EVERY_S = 1.0  # reading PSS costs some milliseconds for each process
 
@@ -33,17 +34,9 @@ def _pss_mb(process: psutil.Process) -> float:
 @contextmanager
 def watched(pid: int) -> Iterator[TreeMemory]:
     """Samples during a `with` block."""
-    memory, is_over = TreeMemory(pid), threading.Event()
-
-    def watch() -> None:
-        while not is_over.wait(EVERY_S):
-            memory.look()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
+    memory = TreeMemory(pid)
     try:
-        yield memory
+        with sampled(memory.look, EVERY_S):
+            yield memory
     finally:
-        is_over.set()
-        thread.join()
         memory.look()
