@@ -9,7 +9,7 @@ memory goes on from its checkpoints in halves, under the same lease.
 
 import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -106,10 +106,16 @@ class Lane:
         )
         self._pack: Pack | None = None
         self._sizings: dict[tuple[str, int, bool], Sizing] = {}
+        self._is_preempted: Callable[[], bool] = lambda: False
         self._last = Sizing.first(job.settings.cohort_size)  # what comes next is most likely of the last kind
 
-    def work(self) -> None:
+    def work(self, *, stays: bool = True, is_preempted: Callable[[], bool] = lambda: False) -> None:
         """Lease and train until nothing is left.
+
+        Args:
+            stays: whether to wait for work as long as any may come; else the lane ends after `idle_s` without.
+            is_preempted: whether the machine is about to go; asked between two yields. Then the runs are checkpointed and
+                given back, and the lane ends, so that another one takes its place elsewhere.
 
         Raises:
             StoreError: the store fails; Ray Train starts the lane again, and the runs go on from their checkpoints.
@@ -117,10 +123,13 @@ class Lane:
         keep_freed_memory()
         torch.backends.cudnn.allow_tf32 = False  # labels are float32 on every device
         torch.set_num_threads(self._job.settings.threads)
-        # what an earlier life of this lane held; it died of it, or of its node
-        ray.get(self._queue.release.remote(self._name, FailureKind.LANE_LOST))
+        self._is_preempted = is_preempted
+        ray.get(self._queue.arrive.remote(self._name))
+        busy_at = time.monotonic()
         with self._events:
-            while True:
+            while stays or time.monotonic() - busy_at < self._job.settings.idle_s:
+                if is_preempted():
+                    return
                 reply = ray.get(self._queue.lease.remote(self._name, self._last.size))
                 if reply.state is LeaseState.EMPTY:
                     return
@@ -128,6 +137,7 @@ class Lane:
                     time.sleep(WAIT_S)
                 else:
                     self._train_lease(reply.lease)
+                    busy_at = time.monotonic()
 
     def _train_lease(self, lease: Lease) -> None:
         """Train the runs of a lease; when they fail the queue decides, and what is no fault of a run's own ends the lane.
@@ -234,6 +244,8 @@ class Lane:
             is_held = ray.get(self._queue.heartbeat.remote(self._name, work.lease.token, saved))
             if not is_held and work.left:
                 self._take_again(work, cohort, progress.step)
+            if cohort.runs and self._is_preempted():
+                self._leave(work, cohort)
             if not cohort.runs:
                 break
         self._choose_size(work, Measured(len(runs), pace.rate, **asdict(memory.read())))
@@ -252,6 +264,15 @@ class Lane:
                 cohort.drop(run_id)
         if not kept:
             self._event("lease lost", work.lease, step=step)
+
+    def _leave(self, work: _Work, cohort: Cohort) -> None:
+        """Save what is trained here, and hand back all that is leased."""
+        saved = self._checkpoint(work.lease, cohort)
+        ray.get(self._queue.heartbeat.remote(self._name, work.lease.token, saved))
+        self._give_back(work.lease, list(work.left.values()), FailureKind.RETURNED, "the machine is about to go")
+        for run in tuple(cohort.runs):
+            cohort.drop(run.id)
+        work.left.clear()
 
     def _record(self, ended: Ended, lease: Lease, task: Task, began: datetime) -> None:
         """Weights first, then the record, then the queue, then the checkpoints go: a kill in between loses nothing."""

@@ -1,138 +1,128 @@
-"""Lanes: long-lived Ray Train runs of one worker each, which lease runs from the queue until none is left.
+"""Train what a plan still lacks: the driver of a queue and its fleet, or an onlooker of one that already works.
 
-One device is the failure domain: a lane that dies costs its own cohort, from its last checkpoints. Ray Train restarts
-the lane and reports its metrics; what is done, the store knows. A lane holds nothing that another one needs.
+What is done, the store knows; queue, fleet and this driver may be lost at any time.
 """
 
-import tempfile
-import uuid
-from collections.abc import Generator, Iterator, Sequence
+import time
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.exceptions import RayActorError
 
 from cluster.database import RunDatabase
-from cluster.lane import Lane, LaneJob
-from cluster.objects import open_store
-from cluster.plan import Plan, cut_cohorts, pending
-from cluster.queue import QueueStats, remote_queue
-from cluster.runtime import NAMESPACE, cancel_running, check_room, on_this_node
+from cluster.documents import get_task
+from cluster.fleet import Fleet
+from cluster.lane import LaneJob
+from cluster.objects import ObjectStore, open_store
+from cluster.owner import Ownership
+from cluster.parallel import each
+from cluster.plan import Plan, pending, work_of
+from cluster.queue import QueueStats
+from cluster.queue_actor import remote_queue
+from cluster.runtime import NAMESPACE, check_room, on_this_node
 from cluster.settings import LaneConfig
-from cluster.sizing import Sizing
 from dass.errors import ClusterError
-from dass.records import Run
 
 POLL_S = 0.5
+_BEATS_PER_LEASE = 3
 
 
 def run_plan(
-    store_url: str, plan: Plan, settings: LaneConfig, *, keep_weights: bool = False
+    store_url: str,
+    plan: Plan,
+    settings: LaneConfig,
+    *,
+    keep_weights: bool = False,
+    priority_of: Mapping[str, int] | None = None,
+    takeover: bool = False,
 ) -> Generator[QueueStats, None, None]:
-    """Train the plan's runs that have no record; yields where they stand, until the lanes end.
+    """Train the plan's runs that have no record; yields where they stand, until nothing is left.
 
-    Closing the iterator early ends queue and lanes; a later call goes on from the checkpoints.
+    Closing the iterator early ends queue and lanes; a later call goes on from the checkpoints. A second call on one
+    cluster looks on, and goes on itself when the first one dies; on another cluster it is refused.
     Runs that failed for their own reasons are in the last stats; they have no record and are tried again next time.
+
+    Args:
+        store_url: where tasks, packs and teachers are, and where the records go.
+        plan: the runs.
+        settings: the lanes.
+        keep_weights: whether the students' weights are kept; a teacher's always are.
+        priority_of: by task id, see `cluster.plan.Startable`.
+        takeover: whether to go on although another job may still drive the same plan.
 
     Raises:
         ConfigError: no lane of this shape fits on this machine.
-        ClusterError: every lane failed, more often than Ray Train was allowed to restart it, or the queue cannot start.
+        ClusterError: every lane failed, more often than Ray Train was allowed to restart it, or the queue cannot start, or
+            another job drives this plan.
     """
     check_room(settings)
-    name = f"queue-{plan.id}-{uuid.uuid4().hex[:8]}"
-    job = LaneJob(store_url, name, settings, keep_weights)
-    left = pending(plan, RunDatabase(open_store(store_url)).finished_ids())
-    with _queue(name, store_url, plan, settings) as queue, _lanes(job, lanes_for(left, settings)) as lanes:
-        running = lanes
-        while running:
-            yield ray.get(queue.stats.remote())
-            _, running = ray.wait(running, num_returns=len(running), timeout=POLL_S)
-        yield ray.get(queue.stats.remote())
-        causes = [cause for lane in lanes if (cause := _outcome(lane)) is not None]
-        if len(causes) == len(lanes):
-            raise ClusterError(
-                f"a lane must end by itself within {settings.max_failures} restarts, got {causes[0]}; cure the cause, "
-                "then submit again: what is finished is kept"
-            )
+    store = open_store(store_url)
+    name = f"queue-{plan.id}"
+    while (queue := _find(name)) is not None:
+        yield from _look_on(queue)
+        if not pending(plan, RunDatabase(store).finished_ids()):
+            return
+    owner = Ownership(store, plan.id, settings.lease_s / _BEATS_PER_LEASE)
+    for other in owner.claim(takeover=takeover):
+        yield _nothing_known(plan, f"waiting to see whether another job lives ({other})")
+    try:
+        job = LaneJob(store_url, name, settings, keep_weights)
+        with _queue(job, plan, store, priority_of or {}) as queue:
+            fleet = Fleet(job)
+            try:
+                is_busy = True
+                while is_busy:
+                    stats = ray.get(queue.stats.remote())
+                    is_busy = fleet.step(stats, time.monotonic())
+                    yield replace(stats, note=fleet.note)
+                    owner.keep()
+                    time.sleep(POLL_S if is_busy else 0)
+            finally:
+                fleet.close()
+    finally:
+        owner.end()
 
 
-def lanes_for(runs: Sequence[Run], settings: LaneConfig) -> int:
-    """How many lanes to start for these runs: a start takes seconds, so no more than there are cohorts of work."""
-    return min(settings.num, max(1, len(cut_cohorts(runs, {}, Sizing.first(settings.cohort_size).size))))
-
-
-@contextmanager
-def _lanes(job: LaneJob, num: int) -> Iterator[list[Any]]:
-    """References to the outcomes of `num` lanes; those that still run at the end of the `with` block are ended.
-
-    Each is driven by a task beside the driver and not by a thread in it: Ray ends a process at once, without a word,
-    when a thread of it calls Ray after its shutdown, as one that waits in fit() does when the user interrupts.
-    """
-    with tempfile.TemporaryDirectory(
-        prefix="dass-train-", ignore_cleanup_errors=True
-    ) as storage:  # lanes may still write
-        drive = ray.remote(num_cpus=0, scheduling_strategy=on_this_node())(_drive_lane)
-        lanes = [drive.remote(f"lane{index}", asdict(job), storage) for index in range(num)]
+def _look_on(queue: Any) -> Iterator[QueueStats]:  # noqa: ANN401 - a Ray handle
+    """Where the runs of another driver's queue stand, until it is gone."""
+    while True:
         try:
-            yield lanes
-        finally:
-            cancel_running(lanes)
+            stats = ray.get(queue.stats.remote())
+        except RayActorError:
+            return
+        yield replace(stats, note="another job on this cluster trains them")
+        time.sleep(POLL_S)
 
 
-def _drive_lane(lane: str, job: dict[str, Any], storage: str) -> str | None:
-    """Drive one Ray Train run to its end; what ended it, or None when its work was done."""
-    settings = LaneJob.from_dict(job).settings
-    trainer = DataParallelTrainer(
-        _train_lane,
-        train_loop_config={"lane": lane, "job": job},
-        scaling_config=ScalingConfig(
-            num_workers=1,
-            use_gpu=settings.gpus > 0,
-            resources_per_worker={"CPU": settings.cpus} | ({"GPU": settings.gpus} if settings.gpus else {}),
-        ),
-        run_config=RunConfig(
-            name=lane, storage_path=storage, failure_config=FailureConfig(max_failures=settings.max_failures)
-        ),
-    )
+def _nothing_known(plan: Plan, note: str) -> QueueStats:
+    return QueueStats(len(plan.runs), 0, 0, len(plan.runs), 0, {}, note=note)
+
+
+def _find(name: str) -> Any:  # noqa: ANN401 - a Ray handle
     try:
-        trainer.fit()
-    except Exception as error:  # noqa: BLE001 - whatever ended the lane is told by the driver
-        return _cause(error)
-    return None
-
-
-def _outcome(lane: Any) -> str | None:  # noqa: ANN401 - Ray's references have no static type
-    """What `_drive_lane` returned, or that it could not."""
-    try:
-        return cast("str | None", ray.get(lane))
-    except RayError as error:
-        return _cause(error)
-
-
-def _cause(error: Exception) -> str:
-    """What the worker raised, without Ray's wrapping and tracebacks."""
-    failures = getattr(error, "worker_failures", {})
-    cause = next(iter(failures.values()), error)
-    return f"{type(cause).__name__}: {cause}".strip().splitlines()[-1] if failures else str(cause)
-
-
-def _train_lane(config: dict[str, Any]) -> None:
-    """Ray Train's train function: it runs in the lane's own process."""
-    job = LaneJob.from_dict(config["job"])
-    Lane(config["lane"], job, ray.get_actor(job.queue, namespace=NAMESPACE)).work()
+        return ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError:
+        return None
 
 
 @contextmanager
-def _queue(name: str, store_url: str, plan: Plan, settings: LaneConfig) -> Iterator[Any]:
+def _queue(job: LaneJob, plan: Plan, store: ObjectStore, priority_of: Mapping[str, int]) -> Iterator[Any]:
     """The queue's actor, for the time of a `with` block."""
+    ids = list(dict.fromkeys(run.task for run in plan.runs))
+    tasks = {task.id: task for task in each(store, lambda id_: get_task(store, id_), ids)}
     actor = (
         remote_queue()
-        .options(name=name, namespace=NAMESPACE, scheduling_strategy=on_this_node())
-        .remote(store_url, plan.runs, lease_s=settings.lease_s)
+        .options(name=job.queue, namespace=NAMESPACE, scheduling_strategy=on_this_node())
+        .remote(
+            job.store_url,
+            plan.runs,
+            lease_s=job.settings.lease_s,
+            work_of=work_of(plan.runs, tasks),
+            priority_of=priority_of,
+        )
     )
     try:
         ray.get(actor.stats.remote())

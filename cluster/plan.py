@@ -14,8 +14,9 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from cluster.schema import build, damaged, plain
+from dass.cost import count_macs
 from dass.errors import ConfigError
-from dass.records import Recipe, Run, Student, content_id
+from dass.records import Recipe, Run, Student, Task, content_id
 
 _RUN_ID_LENGTH = 32  # a user's own teacher is named by a SHA-256, which is longer
 
@@ -146,6 +147,21 @@ def _why_blocked(
     return _why_blocked(unfinished[teacher], unfinished, finished, diverged)
 
 
+def work_of(runs: Iterable[Run], tasks: Mapping[str, Task]) -> dict[str, float]:
+    """The work of each run by run id, in MACs of the student's passes over its training images.
+
+    tasks: by task id, those of all runs.
+    """
+    macs: dict[tuple[Student, str], int] = {}
+    found = {}
+    for run in runs:
+        task = tasks[run.task]
+        if (run.student, task.id) not in macs:
+            macs[run.student, task.id] = count_macs(run.student, task.resolution, task.num_classes)
+        found[run.id] = float(run.recipe.epochs * len(task.train) * macs[run.student, task.id])
+    return found
+
+
 def cut_cohorts(
     runs: Sequence[Run],
     position_of: Mapping[str, Hashable],
@@ -178,6 +194,7 @@ class Startable:
         position_of, work_of: as for `cut_cohorts`.
         need_of: by run id how many other runs wait for it; what most wait for comes first, then what takes longest.
         alone: the ids of runs that share a cohort with no other.
+        priority_of: by task id; before anything else the higher one comes first, and a task that is not named has 0.
     """
 
     def __init__(
@@ -187,8 +204,13 @@ class Startable:
         work_of: Mapping[str, float],
         need_of: Mapping[str, int],
         alone: AbstractSet[str] = frozenset(),
+        priority_of: Mapping[str, int] | None = None,
     ) -> None:
-        waiting = [_Waiting(need_of.get(run.id, 0), _work(run, work_of), -place, run) for place, run in enumerate(runs)]
+        urgency = priority_of or {}
+        waiting = [
+            _Waiting(urgency.get(run.task, 0), need_of.get(run.id, 0), _work(run, work_of), -place, run)
+            for place, run in enumerate(runs)
+        ]
         groups: dict[Hashable, deque[_Waiting]] = defaultdict(deque)
         for each in sorted(waiting, reverse=True):
             groups[each.run.id if each.run.id in alone else _company(each.run, position_of)].append(each)
@@ -196,6 +218,10 @@ class Startable:
 
     def __bool__(self) -> bool:
         return bool(self._groups)
+
+    def num_cohorts(self, size: int) -> int:
+        """How many cohorts of at most `size` runs are left to take."""
+        return sum(math.ceil(len(group) / size) for group in self._groups.values())
 
     def take(self, size: int) -> tuple[Run, ...]:
         """The next cohort, of at most `size` runs that share task, teacher, recipe, seed and position; () at the end."""
@@ -213,14 +239,16 @@ class Startable:
 
 
 class _Waiting(NamedTuple):
+    priority: int
     need: int
     work: float
     later: int  # minus the place in the plan
     run: Run
 
 
-def _rank(cohort: Sequence[_Waiting]) -> tuple[int, float, int]:
-    return sum(each.need for each in cohort), math.fsum(each.work for each in cohort), cohort[0].later
+def _rank(cohort: Sequence[_Waiting]) -> tuple[int, int, float, int]:
+    need, work = sum(each.need for each in cohort), math.fsum(each.work for each in cohort)
+    return cohort[0].priority, need, work, cohort[0].later
 
 
 def _company(run: Run, position_of: Mapping[str, Hashable]) -> Hashable:

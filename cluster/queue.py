@@ -1,4 +1,4 @@
-"""Who trains what right now: leases as a pure state machine, and the Ray actor around it.
+"""Who trains what right now: leases as a pure state machine; `queue_actor` is the Ray actor around it.
 
 A lane leases a cohort, renews it with heartbeats, completes or fails its runs one by one, and loses what it holds when
 it falls silent. All of this may be lost: a new queue is built from the plan and the database, claims the next
@@ -15,19 +15,17 @@ freed or let start: a lease then costs one step, where working it out anew would
 """
 
 import math
-import time
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
-from cluster.checkpoints import Saved, Token, find_saved
-from cluster.database import RunDatabase
-from cluster.objects import ObjectStore, open_store
+from cluster.checkpoints import Saved, Token
+from cluster.objects import ObjectStore
 from cluster.plan import Decision, FailureKind, Outlook, Startable, after_failure, look_ahead, ready, teacher_run
 from cluster.schema import SCHEMA_VERSION, encode_json
+from cluster.sizing import FIRST_SIZE
 from dass.errors import ConfigError
 from dass.records import Run, Status
 
@@ -62,7 +60,12 @@ class LeaseReply:
 
 @dataclass(frozen=True)
 class QueueStats:
-    """Numbers of runs; `finished` counts diverged runs too, `failed` says why. They add up to `planned`."""
+    """Numbers of runs; `finished` counts diverged runs too, `failed` says why. They add up to `planned`.
+
+    cohorts: how many are under way or could start now.
+    lives: by lane how often it came to the queue anew.
+    note: what else a person should know, such as what is waited for.
+    """
 
     planned: int
     finished: int
@@ -70,6 +73,14 @@ class QueueStats:
     pending: int
     waiting_for_teacher: int
     failed: Mapping[str, str]
+    cohorts: int = field(default=0, compare=False)
+    lives: Mapping[str, int] = field(default_factory=dict, compare=False)
+    note: str = field(default="", compare=False)
+
+    @property
+    def left(self) -> int:
+        """Runs that may still get a record from this queue."""
+        return self.planned - self.finished - len(self.failed)
 
 
 @dataclass
@@ -94,6 +105,7 @@ class LeaseQueue:
         diverged: those of `finished` that diverged, so that no student starts from them.
         saved: the checkpoints that are known, by run id.
         work_of: estimated work of each run by run id; see `cut_cohorts`.
+        priority_of: by task id, see `Startable`.
         grace_until: no lease is granted before this time, and `reregister` works until then.
     """
 
@@ -108,6 +120,7 @@ class LeaseQueue:
         diverged: AbstractSet[str] = frozenset(),
         saved: Mapping[str, Saved] | None = None,
         work_of: Mapping[str, float] | None = None,
+        priority_of: Mapping[str, int] | None = None,
         grace_until: float = -math.inf,
     ) -> None:
         if lease_s <= 0 or max_attempts < 1:
@@ -119,6 +132,7 @@ class LeaseQueue:
         self._max_attempts = max_attempts
         self._grace_until = grace_until
         self._work_of = dict(work_of or {})
+        self._priority_of = dict(priority_of or {})
         self._saved = dict(saved or {})
         self._runs: dict[str, Run] = {}
         self._open: dict[str, Run] = {}  # neither recorded nor given up
@@ -133,6 +147,8 @@ class LeaseQueue:
         self._startable: Startable | None = None  # of the free runs; None: to be worked out anew
         self._outlook: Outlook | None = None  # None: to be worked out anew
         self._num_leases = 0
+        self._cohort_size = FIRST_SIZE  # what lanes last asked for
+        self._lives: Counter[str] = Counter()
         self.recorded(finished, diverged)
         self.add_runs(runs)
 
@@ -152,6 +168,7 @@ class LeaseQueue:
     def lease(self, lane: str, max_runs: int, now: float) -> LeaseReply:
         """Give `lane` the next cohort of at most `max_runs` runs: what most runs wait for first, then the longest."""
         self.expire(now)
+        self._cohort_size = max_runs
         if self._startable is None:
             self._startable = self._look_around()
         if self._startable and now >= self._grace_until:
@@ -208,6 +225,11 @@ class LeaseQueue:
         owned = [run_id for run_id in dict.fromkeys(run_ids) if self._owner.get(run_id) == token]
         return {run_id: self._end_attempt(run_id, kind, reason) for run_id in owned}
 
+    def arrive(self, lane: str, now: float) -> None:
+        """A lane begins a life: what an earlier one held is taken back, for it died of it, or of its node."""
+        self._lives[lane] += 1
+        self.release(lane, now, FailureKind.LANE_LOST)
+
     def release(self, lane: str, now: float, kind: FailureKind = FailureKind.RETURNED) -> dict[str, Decision]:
         """Take back all that a lane holds because it ends, or is known to be dead; what follows for each run."""
         self.expire(now)
@@ -237,6 +259,8 @@ class LeaseQueue:
             self._outlook = look_ahead(list(self._open.values()), self._recorded, self._diverged)
         outlook = self._outlook
         failed = {run_id: why for run_id, why in outlook.stuck.items() if run_id not in self._owner}
+        if self._startable is None:
+            self._startable = self._look_around()
         num_waiting = len(outlook.waiting) - sum(run_id in outlook.waiting for run_id in self._owner)
         return QueueStats(
             planned=len(self._runs),
@@ -245,6 +269,8 @@ class LeaseQueue:
             pending=len(self._open) - len(self._owner) - num_waiting - len(failed),
             waiting_for_teacher=num_waiting,
             failed={**self._given_up, **failed},
+            cohorts=len(self._leases) + self._startable.num_cohorts(self._cohort_size),
+            lives=dict(self._lives),
         )
 
     def _forget(self) -> None:
@@ -255,7 +281,7 @@ class LeaseQueue:
         startable = ready(free, self._recorded, self._diverged)
         positions = {run_id: saved.position for run_id, saved in self._saved.items()}
         num_students = Counter(teacher for run in free if (teacher := teacher_run(run)))
-        return Startable(startable, positions, self._work_of, num_students, self._alone)
+        return Startable(startable, positions, self._work_of, num_students, self._alone, self._priority_of)
 
     def _hold(self, lane: str, token: Token, run_ids: Iterable[str], now: float) -> None:
         held = self._leases.setdefault(token, _Held(lane, now))
@@ -298,89 +324,3 @@ def claim_incarnation(store: ObjectStore) -> int:
         number = max(taken, default=0) + 1
         if store.put_if_absent(f"{CLAIMS}{number}", encode_json({"schema": SCHEMA_VERSION, "incarnation": number})):
             return number
-
-
-class QueueActor:
-    """A LeaseQueue with a clock, rebuilt from the store whenever Ray starts it again.
-
-    Args:
-        store_url: the store with the run database and the claims.
-        runs: all planned runs.
-        grace_s: for how long a queue that was started again grants nothing.
-        settings: passed on to LeaseQueue.
-    """
-
-    def __init__(self, store_url: str, runs: Iterable[Run], grace_s: float = 60.0, **settings: Any) -> None:  # noqa: ANN401
-        store = open_store(store_url)
-        runs = list(runs)
-        database = RunDatabase(store)
-        self._queue = LeaseQueue(
-            runs,
-            database.finished_ids(),
-            claim_incarnation(store),
-            diverged=_diverged_teachers(database, runs),
-            saved=find_saved(store, [run.id for run in runs]),
-            grace_until=time.monotonic() + grace_s if _was_restarted() else -math.inf,
-            **settings,
-        )
-        self._database = database
-
-    def add_runs(self, runs: Iterable[Run]) -> None:
-        """See LeaseQueue; what has a record by now is not planned again."""
-        runs = list(runs)
-        self._queue.recorded(self._database.finished_ids(), _diverged_teachers(self._database, runs))
-        self._queue.add_runs(runs)
-
-    def lease(self, lane: str, max_runs: int) -> LeaseReply:
-        """See LeaseQueue."""
-        return self._queue.lease(lane, max_runs, time.monotonic())
-
-    def heartbeat(self, lane: str, token: Token, saved: Mapping[str, Hashable] | None = None) -> bool:
-        """See LeaseQueue."""
-        return self._queue.heartbeat(lane, token, time.monotonic(), saved)
-
-    def complete(self, run_id: str, token: Token, status: Status = Status.FINISHED) -> bool:
-        """See LeaseQueue."""
-        return self._queue.complete(run_id, token, time.monotonic(), status)
-
-    def recorded(self, run_ids: AbstractSet[str], diverged: AbstractSet[str] = frozenset()) -> None:
-        """See LeaseQueue."""
-        self._queue.recorded(run_ids, diverged)
-
-    def fail(self, run_ids: Iterable[str], token: Token, kind: FailureKind, reason: str = "") -> dict[str, Decision]:
-        """See LeaseQueue."""
-        return self._queue.fail(run_ids, token, kind, time.monotonic(), reason)
-
-    def release(self, lane: str, kind: FailureKind = FailureKind.RETURNED) -> dict[str, Decision]:
-        """See LeaseQueue."""
-        return self._queue.release(lane, time.monotonic(), kind)
-
-    def reregister(self, lane: str, run_ids: Iterable[str], token: Token) -> tuple[str, ...]:
-        """See LeaseQueue."""
-        return self._queue.reregister(lane, run_ids, token, time.monotonic())
-
-    def stats(self) -> QueueStats:
-        """See LeaseQueue; silent lanes are found out first."""
-        self._queue.expire(time.monotonic())
-        return self._queue.stats()
-
-
-def remote_queue() -> Any:  # noqa: ANN401 - Ray makes the class
-    """QueueActor as a Ray actor class; the caller names it and pins it to a node that stays, with `.options(...)`.
-
-    Every method may be called twice, so Ray repeats what was under way when the actor died: nobody sees it restart.
-    """
-    import ray
-
-    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(QueueActor)
-
-
-def _was_restarted() -> bool:
-    import ray
-
-    return bool(ray.is_initialized() and ray.get_runtime_context().was_current_actor_reconstructed)
-
-
-def _diverged_teachers(database: RunDatabase, runs: Iterable[Run]) -> set[str]:
-    teachers = {teacher for run in runs if (teacher := teacher_run(run))}
-    return {record.run.id for record in database.scan(teachers) if record.result.status is Status.DIVERGED}

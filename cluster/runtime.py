@@ -25,6 +25,7 @@ from dass.errors import ClusterError, ConfigError
 from dass.version import __version__
 
 NAMESPACE = "dass"
+DRIVER_RESOURCE = "dass_driver"  # one for each lane that a node may drive; see infra
 STAMPED = ("torch", "numpy", "ray")
 
 _RAY_ENVIRONMENT = {
@@ -82,6 +83,18 @@ def on_this_node() -> Any:  # noqa: ANN401 - Ray is imported only where it works
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
+def driver_options() -> dict[str, Any]:
+    """Ray's options for a task that drives a lane: it must not be lost, and 100 of them do not fit beside the job's driver.
+
+    Nodes that stay, and have memory for many, offer the resource `dass_driver`; without any it is the driver's own node.
+    """
+    import ray
+
+    if DRIVER_RESOURCE in ray.cluster_resources():
+        return {"resources": {DRIVER_RESOURCE: 1}, "scheduling_strategy": "SPREAD"}
+    return {"scheduling_strategy": on_this_node()}
+
+
 def cancel_running(tasks: Sequence[Any]) -> None:
     """End those of Ray's tasks that still run.
 
@@ -124,8 +137,8 @@ def check_room(settings: LaneConfig) -> None:
     import ray
 
     room = ray.cluster_resources()
-    for name, resource in (("cpus", "CPU"), ("gpus", "GPU")):
-        wanted, most = getattr(settings, name), room.get(resource, 0.0)
+    for name, resource, unit in (("cpus", "CPU", 1.0), ("gpus", "GPU", 1.0), ("memory_gb", "memory", 1e9)):
+        wanted, most = getattr(settings, name), room.get(resource, 0.0) / unit
         if wanted > most:
             raise ConfigError(
                 f"lanes.{name} must be <= {most:g} on this machine, got {wanted:g}; set lanes.{name}={most:g}"

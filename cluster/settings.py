@@ -12,9 +12,15 @@ from dass.errors import ConfigError
 class LaneConfig:
     """The fleet: how many lanes, what each holds, and how often it secures its work."""
 
-    num: int = field(default=1, metadata={"help": "lanes that train at the same time"})
+    num: int = field(
+        default=1, metadata={"help": "most lanes that train at the same time; as many as there is work for"}
+    )
+    min: int = field(
+        default=1, metadata={"help": "lanes that stay while anything is left, also when all that is left waits"}
+    )
     cpus: float = field(default=1.0, metadata={"help": "logical CPUs reserved per lane"})
     gpus: float = field(default=0.0, metadata={"help": "GPUs per lane; a fraction shares one device"})
+    memory_gb: float = field(default=0.0, metadata={"help": "memory reserved per lane; 0: not counted"})
     threads: int = field(default=1, metadata={"help": "torch threads per lane; a part of what fixes a result's bits"})
     cohort_size: int = field(
         default=16,
@@ -27,6 +33,10 @@ class LaneConfig:
     )
     hang_s: float = field(
         default=1800.0, metadata={"help": "seconds without a yield after which a lane is killed and started again"}
+    )
+    idle_s: float = field(
+        default=60.0,
+        metadata={"help": "seconds without work after which a lane beyond lanes.min gives its device back"},
     )
     memory_format: Literal["contiguous", "channels_last"] = field(
         default="channels_last", metadata={"help": "layout of images and filters; a part of what fixes a result's bits"}
@@ -45,10 +55,12 @@ class LaneConfig:
                 raise ConfigError(f"lanes.{name} must be >= 1, got {getattr(self, name)}; set lanes.{name}")
         if self.cpus <= 0:
             raise ConfigError(f"lanes.cpus must be > 0, got {self.cpus}; set lanes.cpus=1")
-        for name in ("gpus", "max_failures", "cache_gb"):
+        if not 0 <= self.min <= self.num:
+            raise ConfigError(f"lanes.min must be between 0 and lanes.num={self.num}, got {self.min}; set lanes.min")
+        for name in ("gpus", "memory_gb", "max_failures", "cache_gb"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"lanes.{name} must be >= 0 and finite, got {getattr(self, name)}; set lanes.{name}")
-        for name in ("checkpoint_s", "lease_s", "hang_s"):
+        for name in ("checkpoint_s", "lease_s", "hang_s", "idle_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"lanes.{name} must be > 0 and finite, got {getattr(self, name)}; set lanes.{name}")
         if self.cache_dir is not None and not Path(self.cache_dir).is_absolute():

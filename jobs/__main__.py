@@ -58,6 +58,9 @@ TuneOption = Annotated[
     typer.Option("--tune", metavar="N", help="Try N settings of meta-training and keep the best, with Ray Tune."),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan; change nothing.")]
+TakeoverOption = Annotated[
+    bool, typer.Option("--takeover", help="Train although another job trains the same; that one ends.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for scripts.")]
 
 app = typer.Typer(
@@ -77,10 +80,13 @@ def configured(recipe: str, settings: list[str] | None, source: str | None = Non
 
 
 def open_job(
-    recipe: str, settings: list[str] | None, store: str, source: str | None, *, dry_run: bool, is_json: bool
-) -> Job:
+    recipe: str, settings: list[str] | None, store: str, source: str | None, *, dry_run: bool, is_json: bool,
+    takeover: bool = False,
+) -> Job:  # fmt: skip
     """The job of these options; every error in them is raised before anything else happens."""
-    return Job.open(configured(recipe, settings, source), store, Console(is_json=is_json), dry_run=dry_run)
+    return Job.open(
+        configured(recipe, settings, source), store, Console(is_json=is_json), dry_run=dry_run, takeover=takeover
+    )
 
 
 @app.command()
@@ -98,24 +104,24 @@ def data(
 @app.command()
 def teachers(
     recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
-    source: SourceOption = None, dry_run: DryRunOption = False, is_json: JsonOption = False,
+    source: SourceOption = None, dry_run: DryRunOption = False, takeover: TakeoverOption = False, is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Train the largest network of the space on every task that has no teacher yet."""
     from jobs import teachers as verb
 
-    job = open_job(recipe, settings, store, source, dry_run=dry_run, is_json=is_json)
+    job = open_job(recipe, settings, store, source, dry_run=dry_run, is_json=is_json, takeover=takeover)
     job.console.document(verb.run(job))
 
 
 @app.command()
 def collect(
     recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
-    source: SourceOption = None, dry_run: DryRunOption = False, is_json: JsonOption = False,
+    source: SourceOption = None, dry_run: DryRunOption = False, takeover: TakeoverOption = False, is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Distil the sampled students on every task; missing teachers are trained first."""
     from jobs import collect as verb
 
-    job = open_job(recipe, settings, store, source, dry_run=dry_run, is_json=is_json)
+    job = open_job(recipe, settings, store, source, dry_run=dry_run, is_json=is_json, takeover=takeover)
     job.console.document(verb.run(job))
 
 
@@ -137,25 +143,25 @@ def meta_train(
 def search(
     recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
     target: TargetOption = None, teacher: TeacherOption = None, workers: WorkersOption = 0,
-    dry_run: DryRunOption = False, is_json: JsonOption = False,
+    dry_run: DryRunOption = False, takeover: TakeoverOption = False, is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Rank thousands of students for a target in a budget."""
     from jobs import search as verb
 
-    job = open_job(recipe, settings, store, None, dry_run=dry_run, is_json=is_json)
+    job = open_job(recipe, settings, store, None, dry_run=dry_run, is_json=is_json, takeover=takeover)
     job.console.document(verb.run(job, target, teacher, workers))
 
 
 @app.command()
 def distil(
     recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
-    target: TargetOption = None, output: OutputOption = None, dry_run: DryRunOption = False,
+    target: TargetOption = None, output: OutputOption = None, dry_run: DryRunOption = False, takeover: TakeoverOption = False,
     is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Train the winner of the last search for good, and the controls beside it."""
     from jobs import distil as verb
 
-    job = open_job(recipe, settings, store, None, dry_run=dry_run, is_json=is_json)
+    job = open_job(recipe, settings, store, None, dry_run=dry_run, is_json=is_json, takeover=takeover)
     job.console.document(verb.run(job, target, output))
 
 
@@ -183,12 +189,12 @@ def status(store: StoreOption = DEFAULT_STORE, is_json: JsonOption = False) -> N
 @app.command()
 def quickstart(
     recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
-    source: SourceOption = None, dry_run: DryRunOption = False, is_json: JsonOption = False,
+    source: SourceOption = None, dry_run: DryRunOption = False, takeover: TakeoverOption = False, is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """The whole way: data, teachers, collection, meta-training, search, distillation, report."""
     from jobs import quickstart as verb
 
-    job = open_job(recipe, settings, store, source, dry_run=dry_run, is_json=is_json)
+    job = open_job(recipe, settings, store, source, dry_run=dry_run, is_json=is_json, takeover=takeover)
     job.console.document(verb.run(job))
 
 

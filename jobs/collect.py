@@ -5,6 +5,7 @@ from typing import Any
 
 from cluster.plan import Plan
 from dass.data.tasks import TaskSet
+from dass.errors import ConfigError
 from dass.records import Run, Status
 from dass.seeding import generator
 from jobs import teachers
@@ -34,8 +35,9 @@ def plan(job: Job, tasks: TaskSet) -> Plan:
 def run(job: Job) -> dict[str, Any]:
     """Collect what is missing; says how many runs ended how."""
     tasks = job.tasks()
+    priority_of = _priority_of(job, tasks)
     collection = plan(job, tasks)
-    done = train_runs(job, collection, "collect")
+    done = train_runs(job, collection, "collect", priority_of=priority_of)
     records = job.records(run.id for run in collection.runs)
     diverged = sum(record.result.status is Status.DIVERGED for record in records.values())
     names = {task.id: task.name for task in tasks.all}
@@ -47,3 +49,14 @@ def run(job: Job) -> dict[str, Any]:
         [(name, planned[name], ended[name]) for name in names.values()],
     )
     return {**done, "diverged": diverged, "plan": collection.id, "dry_run": job.dry_run}
+
+
+def _priority_of(job: Job, tasks: TaskSet) -> dict[str, int]:
+    """By task id, from the names in `collect.first`: the first of them highest."""
+    first = job.config.collect.first
+    id_of = {task.name: task.id for task in tasks.all}
+    if unknown := [name for name in first if name not in id_of]:
+        raise ConfigError(
+            f"collect.first must name tasks of this collection, got {', '.join(unknown)}; the tasks are {', '.join(id_of)}"
+        )
+    return {id_of[name]: len(first) - place for place, name in enumerate(first)}

@@ -46,6 +46,9 @@ class CollectConfig:
     )
     sample_seed: int = field(default=0, metadata={"help": "seed of the students drawn"})
     seed: int = field(default=0, metadata={"help": "seed of the runs"})
+    first: tuple[str, ...] = field(
+        default=(), metadata={"help": "names of tasks whose runs go before those of the others, in this order"}
+    )
 
     def __post_init__(self) -> None:
         for name, least in (("students_per_task", 2), ("target_students", 0)):

@@ -27,12 +27,16 @@ FIRST_ANSWER_S = 8.0  # for a store that never answered yet the address may be w
 
 @dataclass(frozen=True)
 class Job:
-    """One verb under way. With `dry_run` nothing is written and nothing is trained."""
+    """One verb under way. With `dry_run` nothing is written and nothing is trained.
+
+    takeover: whether to train although another job may still train the same.
+    """
 
     config: Config
     store: ObjectStore
     console: Console
     dry_run: bool = False
+    takeover: bool = False
     _packs: dict[str, Pack] = field(default_factory=dict, repr=False)  # by source: those read in this process
 
     @classmethod
@@ -45,6 +49,7 @@ class Job:
         dry_run: bool,
         is_reader: bool = False,
         is_keeper: bool = False,
+        takeover: bool = False,
     ) -> "Job":
         """Check the store before anything else; see `check_schema` and ObjectStore.check_writable for the errors.
 
@@ -61,7 +66,7 @@ class Job:
             store.check_writable()
         if not (is_reader or dry_run):
             upgrade_schema(store)
-        return cls(config, store, console, dry_run)
+        return cls(config, store, console, dry_run, takeover)
 
     @property
     def reader(self) -> "Job":

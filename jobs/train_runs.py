@@ -1,10 +1,12 @@
 """Train what a plan still lacks, on lanes, with progress; what `teachers`, `collect`, `search` and `distil` share."""
 
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
 from cluster.documents import put_document, put_latest
 from cluster.plan import Plan, pending
+from cluster.queue import QueueStats
 from cluster.runtime import preflight, session
 from dass.errors import ClusterError
 from jobs.job import Job
@@ -16,8 +18,17 @@ def counts(job: Job, plan: Plan) -> dict[str, int]:
     return {"planned": len(plan.runs), "ended": len(plan.runs) - num_pending, "pending": num_pending}
 
 
-def train_runs(job: Job, plan: Plan, phase: str, *, keep_weights: bool = False) -> dict[str, Any]:
+def train_runs(
+    job: Job,
+    plan: Plan,
+    phase: str,
+    *,
+    keep_weights: bool = False,
+    priority_of: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
     """Run what is pending; returns the counts at the end. With `dry_run` only the counts.
+
+    priority_of: by task id; tasks with a higher one go first.
 
     Raises:
         ClusterError: runs are still pending when the lanes have ended; the message names the reasons.
@@ -34,11 +45,18 @@ def train_runs(job: Job, plan: Plan, phase: str, *, keep_weights: bool = False) 
     from cluster.lanes import run_plan  # Ray is imported only where something trains
 
     reasons: dict[str, str] = {}
-    lanes = run_plan(job.store.url, plan, job.config.lanes, keep_weights=keep_weights)
+    lanes = run_plan(
+        job.store.url,
+        plan,
+        job.config.lanes,
+        keep_weights=keep_weights,
+        priority_of=priority_of,
+        takeover=job.takeover,
+    )
     with session(), job.console.phase(phase) as bar, closing(lanes):
         bar.update(before["ended"], before["planned"], "starting lanes")
         for stats in lanes:
-            bar.update(stats.finished, before["planned"], f"{stats.running} running")
+            bar.update(max(stats.finished, before["ended"]), before["planned"], _detail(stats))
             reasons = dict(stats.failed)
     after = counts(job, plan)
     if after["pending"]:
@@ -48,3 +66,7 @@ def train_runs(job: Job, plan: Plan, phase: str, *, keep_weights: bool = False) 
             "in the store, then submit the same job again: what is finished is kept"
         )
     return after
+
+
+def _detail(stats: QueueStats) -> str:
+    return ", ".join(filter(None, (f"{stats.running} running", stats.note)))

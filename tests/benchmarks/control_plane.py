@@ -31,8 +31,8 @@ from unittest import mock
 
 import ray
 
+import cluster.fleet
 import cluster.lane
-import cluster.lanes
 from cluster.database import RunDatabase
 from cluster.documents import put_task
 from cluster.events import EventLog, read_events
@@ -41,7 +41,8 @@ from cluster.lanes import run_plan
 from cluster.objects import FolderStore
 from cluster.packs import put_pack
 from cluster.plan import Plan
-from cluster.queue import LeaseQueue, remote_queue
+from cluster.queue import LeaseQueue
+from cluster.queue_actor import remote_queue
 from cluster.runtime import NAMESPACE, session
 from cluster.settings import LaneConfig
 from cluster.weights import put_weights
@@ -94,7 +95,7 @@ class IdleCohort:
 def train_nothing(config: dict[str, Any]) -> None:
     """Ray Train's train function of a lane whose cohorts are idle."""
     with mock.patch.object(cluster.lane, "Cohort", IdleCohort):
-        cluster.lanes._train_lane(config)
+        cluster.fleet._train_lane(config)
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ def queue_call_ms() -> float:
     with tempfile.TemporaryDirectory(prefix="dass-benchmark-") as folder:
         queue = remote_queue().remote(folder, ())
         ray.get(queue.stats.remote())
-        times = [seconds(lambda: ray.get(queue.release.remote("lane0"))) for _ in range(NUM_CALLS)]
+        times = [seconds(lambda: ray.get(queue.arrive.remote("lane0"))) for _ in range(NUM_CALLS)]
         ray.kill(queue)
     return 1000 * statistics.median(times)
 
@@ -221,9 +222,9 @@ def _students(num: int) -> Sequence[Any]:
 def idle_session(num_lanes: int) -> Iterator[None]:
     """A local Ray in which lanes train nothing."""
     os.environ["PYTHONPATH"] = str(ROOT)  # so that workers find this file
-    ray.cloudpickle.register_pickle_by_value(cluster.lanes)  # as it is patched here
+    ray.cloudpickle.register_pickle_by_value(cluster.fleet)  # as it is patched here
     with (
-        mock.patch.object(cluster.lanes, "_train_lane", train_nothing),
+        mock.patch.object(cluster.fleet, "_train_lane", train_nothing),
         redirect_stdout(sys.stderr),  # Ray prints warnings there, as of many processes that start together
         session(num_lanes),
     ):

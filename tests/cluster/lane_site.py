@@ -13,7 +13,8 @@ from cluster.lanes import run_plan
 from cluster.objects import FolderStore
 from cluster.packs import put_pack
 from cluster.plan import Plan
-from cluster.queue import QueueStats, remote_queue
+from cluster.queue import QueueStats
+from cluster.queue_actor import remote_queue
 from cluster.settings import LaneConfig
 from dass.data.batches import ResidentBatches
 from dass.data.pack import Pack

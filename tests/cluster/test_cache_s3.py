@@ -15,7 +15,7 @@ from cluster.events import read_events
 from cluster.lane import Lane, LaneJob
 from cluster.objects import ObjectStore, open_store
 from cluster.packs import get_pack, pack_key, put_pack
-from cluster.queue import remote_queue
+from cluster.queue_actor import remote_queue
 from cluster.runtime import session
 from cluster.settings import LaneConfig
 from dass.data.pack import Pack

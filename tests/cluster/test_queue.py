@@ -3,6 +3,7 @@ import pickle
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,10 @@ from cluster.queue import (
     Lease,
     LeaseQueue,
     LeaseState,
-    QueueActor,
     QueueStats,
     claim_incarnation,
-    remote_queue,
 )
+from cluster.queue_actor import QueueActor, remote_queue
 from dass.errors import ConfigError
 from dass.records import Run, Status
 from tests.cluster.builders import make_record, make_run
@@ -282,14 +282,38 @@ def test_the_actor_starts_from_what_the_store_holds(tmp_path: Path) -> None:
     assert actor.heartbeat("a", lease.token, {RUNS[1].id: 5})
     assert actor.complete(RUNS[1].id, lease.token)
     assert actor.fail([RUNS[2].id], lease.token, FailureKind.RETURNED) == {RUNS[2].id: Decision.RETRY}
-    assert actor.release("a") == {}
+    actor.arrive("a")
+    assert actor.stats().lives == {"a": 1}
     assert actor.reregister("a", ids(RUNS), Token(0, 1)) == ()
     actor.recorded({RUNS[2].id})
-    database.add(make_record(RUNS[3]))
-    actor.add_runs([make_run(50)])
     stats = actor.stats()
-    assert (stats.planned, stats.finished, stats.pending) == (8, 4, 1)
+    assert (stats.planned, stats.finished, stats.pending, stats.cohorts) == (7, 3, 1, 1)
     assert QueueActor(str(tmp_path), RUNS).lease("b", 1).lease.token == Token(2, 1)  # type: ignore[union-attr]
+
+
+def test_stats_count_the_cohorts_that_keep_a_lane_busy() -> None:
+    other_tasks = [replace(run, task=f"task{number}") for number, run in enumerate(RUNS)]
+    queue = new_queue([*RUNS, *other_tasks, TEACHER, *STUDENTS])
+    assert queue.stats().cohorts == 1 + 4 + 1  # the students wait for their teacher
+    granted(queue, max_runs=2)
+    assert queue.stats().cohorts == 1 + 2 + 4  # the teacher is under way; cohorts of two from now on
+    assert queue.stats().left == 12
+
+
+def test_the_runs_of_an_urgent_task_go_first() -> None:
+    late = [replace(run, task="late", recipe=replace(run.recipe, epochs=99)) for run in RUNS]
+    queue = LeaseQueue([*RUNS, *late], set(), 1, priority_of={RUNS[0].task: 1})
+    assert [granted(queue).runs[0].task for _ in range(2)] == [RUNS[0].task, "late"]
+    assert granted(LeaseQueue([*RUNS, *late], set(), 1)).runs[0].task == "late"
+
+
+def test_a_lane_that_comes_again_loses_what_its_earlier_life_held() -> None:
+    queue = new_queue()
+    queue.arrive("a", 0.0)
+    lease = granted(queue)
+    queue.arrive("a", 1.0)
+    assert not queue.heartbeat("a", lease.token, 1.0)
+    assert queue.stats().lives == {"a": 2}
 
 
 class QueueMachine(RuleBasedStateMachine):
