@@ -28,6 +28,7 @@ NAMESPACE = "dass"
 DRIVER_RESOURCE = "dass_driver"  # one for each lane that a node may drive; see infra
 STAMPED = ("torch", "numpy", "ray")
 
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the driver of a submitted job
 _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our ledgers hold what Tune would log, once more for each trial
@@ -121,6 +122,19 @@ def preflight(store_url: str, gpus_per_lane: float) -> None:
     if gpus_per_lane > 0 and not os.environ.get("RAY_ADDRESS") and not torch.cuda.is_available():
         raise ClusterError(
             f"lanes.gpus must be 0 on a machine without CUDA devices, got {gpus_per_lane}; set lanes.gpus=0"
+        )
+
+
+def check_store_url(store_url: str) -> None:
+    """Check that what a submitted job leaves outlives it: its working folder is a copy that goes with it.
+
+    Raises:
+        ConfigError: the store is a folder of that copy.
+    """
+    if _JOB_CONFIG in os.environ and "://" not in store_url and not Path(store_url).is_absolute():
+        raise ConfigError(
+            "--store of a submitted job must be s3://BUCKET/PREFIX or the absolute path of a folder that all its machines "
+            f"share, got {store_url!r}; give one of these"
         )
 
 

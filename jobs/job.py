@@ -10,6 +10,7 @@ from cluster.database import RunDatabase
 from cluster.documents import get_latest, get_task, put_latest, put_task
 from cluster.objects import ObjectStore, open_store
 from cluster.packs import put_pack
+from cluster.runtime import check_store_url
 from cluster.schema import STORE_KEY, check_schema, claim_schema, upgrade_schema
 from dass.data.pack import Pack
 from dass.data.sources import read_source
@@ -56,6 +57,7 @@ class Job:
         is_reader: the verb only ever reads, so a store that cannot be written will do.
         is_keeper: the verb looks after what is there, so a store in which nothing was ever written is a wrong one.
         """
+        check_store_url(store_url)
         is_owned = check_schema(open_store(store_url, FIRST_ANSWER_S))
         if is_keeper and not is_owned:
             raise ConfigError(
