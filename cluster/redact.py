@@ -2,7 +2,11 @@
 
 import re
 
-_USER = re.compile(r"(?<=://)[^\s/?#'\"<>]*@")
+_USERS = (
+    re.compile(r"(?<=http://)\S*@|(?<=https://)\S*@"),  # to the last @, as a password may hold a slash
+    re.compile(r"(?<=://)[^\s/?#'\"<>]*@"),
+    re.compile(r"[^\s/?#'\"<>:@*]+:(?!//)[^\s'\"<>@]+@"),  # where the scheme was forgotten
+)
 _SIGNED = re.compile(
     r"((?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId)=)[^\s&'\"<>]+", re.IGNORECASE
 )
@@ -10,4 +14,6 @@ _SIGNED = re.compile(
 
 def redacted(text: str) -> str:
     """`text` with `***` for the user and password of every URL, and for the signature of every signed one."""
-    return _SIGNED.sub(r"\1***", _USER.sub("***@", text))
+    for user in _USERS:
+        text = user.sub("***@", text)
+    return _SIGNED.sub(r"\1***", text)

@@ -44,7 +44,7 @@ def read_source(spec: str, resolution: int, progress: Progress | None = None) ->
         raise DataError(_unknown_spec(spec))
     check_resolution(resolution)
     try:
-        listing = _READERS[kind](os.path.expanduser(path))  # noqa: PTH111 - takes `~nobody` as a name
+        listing = _READERS[kind](path)
     except OSError as error:
         raise DataError(f"a source must be readable, got {spec!r:.200} ({error.strerror}); correct the path") from error
     check_listing(listing)
@@ -72,7 +72,7 @@ def _read_digits(_: str) -> Listing:
 
 def _read_imagefolder(path: str) -> Listing:
     """Parts, classes and files in the order of their names; hidden files and other suffixes are passed over."""
-    root = Path(path)
+    root = Path(os.path.expanduser(path))  # noqa: PTH111 - takes `~nobody` as a name
     if not root.is_dir():
         raise DataError(f"imagefolder:PATH must name a folder, got {root}; correct the path")
     folders = {name: _subfolders(root / name) for name in _part_folders(root)} or {"": _subfolders(root)}
@@ -128,7 +128,7 @@ def _read_parquet(path: str) -> Listing:
 
     Files that Hugging Face's datasets writes are read as they are: images as structs, class names in the schema.
     """
-    place = Path(path)
+    place = Path(os.path.expanduser(path))  # noqa: PTH111 - takes `~nobody` as a name
     file = _open_parquet(place)
     columns = [name for name in ("label", "label_name", "split") if name in file.schema_arrow.names]
     with _parquet_errors(place):
