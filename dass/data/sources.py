@@ -216,7 +216,7 @@ def _unknown_spec(spec: str) -> str:
     kind, _, path = spec.partition(":")
     if Path(spec).suffix.lower() == ".parquet" and not path:
         meant = f"parquet:{spec}"
-    elif spec and not path and Path(spec).is_dir():
+    elif spec and not path and os.path.isdir(spec):  # noqa: PTH112 - takes any text as a name
         meant = f"imagefolder:{spec}"
     else:
         forms = {form.partition(":")[0]: form for form in FORMS}

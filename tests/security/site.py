@@ -1,11 +1,11 @@
 """A small real store with one object of every kind, and for each kind the code that reads it."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import pytest
 import torch
 
 from cluster.checkpoints import Token, find_saved, get_checkpoint, put_checkpoint
@@ -23,6 +23,7 @@ from cluster.weights import get_blob, put_blob, put_weights
 from dass.data.pack import Pack
 from dass.data.sources import read_source
 from dass.data.splits import assign_parts, class_splits
+from dass.errors import DassError
 from dass.kd.cohort import state_position
 from dass.kd.member import Member, Position
 from dass.meta.train import MetaConfig
@@ -34,6 +35,7 @@ from dass.records import Recipe, Run, Task
 from dass.seeding import generator
 from dass.spaces import get_space
 from tests.cluster.builders import make_record, make_run
+from tests.jobs.command import tree
 
 STUDENT = get_space("smoke").smallest
 SPEC = PredictorSpec(space="smoke", resolution=8, num_channels=4, arch_dim=3, noise_sha="0", hidden_dim=4)
@@ -148,6 +150,13 @@ def usable_checkpoints(store: ObjectStore) -> int:
     return len(find_saved(store, [run.id]))
 
 
-def altered(data: bytes, **changes: object) -> bytes:
-    """JSON with other top-level fields."""
-    return json.dumps({**json.loads(data), **changes}).encode()
+def refusal(store: FolderStore, read: Callable[[FolderStore], object]) -> str:
+    """The one line of an error of ours; nothing may have changed."""
+    before = tree(store.root)
+    with pytest.raises(DassError) as caught:
+        read(store)
+    assert tree(store.root) == before
+    message = str(caught.value)
+    assert "; " in message
+    assert len(message) < 1000
+    return message
