@@ -284,6 +284,8 @@ def load_predictor(data: bytes, *, expect: PredictorSpec | None = None, legacy_a
             )
         spec = PredictorSpec(**file["spec"])
         _check_types(spec)
+        if _least_weights(spec) > sum(tensor.numel() for tensor in tensors.values()):
+            raise TypeError("fewer weights than its spec asks for")  # before a network of any size is made
         if expect is not None:
             _match(spec, expect)
         model = Predictor(spec, seed=0)
@@ -299,6 +301,12 @@ def load_predictor(data: bytes, *, expect: PredictorSpec | None = None, legacy_a
     if legacy_alpha:
         rates = {name: torch.full_like(rate, spec.rate_init) for name, rate in rates.items()}
     return MetaPredictor(model, rates, is_selected=is_selected)
+
+
+def _least_weights(spec: PredictorSpec) -> int:
+    """A lower bound of the weights: those of the layers whose size the spec decides."""
+    maps = 9 * spec.num_channels * MAP_CHANNELS[0] * sum(name in spec.inputs for name in "ST")
+    return maps + spec.hidden_dim * (spec.arch_dim if "A" in spec.inputs else 1)
 
 
 def _check_types(spec: PredictorSpec) -> None:

@@ -175,6 +175,8 @@ def test_a_students_file_with_another_header_is_refused(path: tuple[str, ...], v
         (("predictor", "spec", "hidden_dim"), "4"),
         (("predictor", "spec", "hidden_dim"), 4.0),
         (("predictor", "spec", "num_channels"), 10**30),
+        (("predictor", "spec", "arch_dim"), 10**9),
+        (("predictor", "spec", "hidden_dim"), 2**40),
         (("predictor", "spec", "rate_init"), "x"),
         (("predictor", "spec", "inputs"), []),
         (("predictor", "spec", "unit"), {}),
