@@ -57,6 +57,7 @@ class PackCache:
             ObjectNotFoundError: neither holds it.
             StoreError: the store fails, or its bytes have another hash.
         """
+        pack_key(pack_id)  # refuses what could name a file outside the cache
         try:
             self._check_owner()
             return Loaded(self._held(pack_id) or self._fetched(store, pack_id))

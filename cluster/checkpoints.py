@@ -4,6 +4,7 @@ A lane overwrites the object of its own token only, and a new lease goes on from
 that was overtaken writes where nobody reads. Checkpoints go once the record is durable.
 """
 
+import re
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from dass.errors import ConfigError, StoreError
 from dass.kd.cohort import Position, state_position
 
 FOLDER = "checkpoints/"
+
+_TOKEN = re.compile("[0-9]{1,18}-[0-9]{1,18}")
 
 
 @dataclass(frozen=True, order=True)
@@ -27,10 +30,15 @@ class Token:
     @classmethod
     def parse(cls, text: str) -> "Token":
         """The token whose text this is; ConfigError when it is none."""
-        left, _, right = text.partition("-")
-        if not (left.isdecimal() and right.isdecimal()):
+        if not is_token(text):
             raise ConfigError(f"a token must read incarnation-attempt such as 3-17, got {text!r}; pass a lease's token")
+        left, _, right = text.partition("-")
         return cls(int(left), int(right))
+
+
+def is_token(text: str) -> bool:
+    """Whether this is a token's text; what else lies among checkpoints is none of ours."""
+    return _TOKEN.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,8 @@ def find_saved(store: ObjectStore, run_ids: Collection[str]) -> dict[str, Saved]
     tokens: dict[str, list[Token]] = {}
     for key in store.list(FOLDER):
         run_id, _, text = key.removeprefix(FOLDER).partition("/")
-        tokens.setdefault(run_id, []).append(Token.parse(text))
+        if is_token(text):
+            tokens.setdefault(run_id, []).append(Token.parse(text))
     found: dict[str, Saved] = {}
     for run_id in run_ids:
         for token in sorted(tokens.get(run_id, ()), reverse=True):

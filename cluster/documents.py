@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from cluster.objects import ObjectStore
 from cluster.schema import SCHEMA_VERSION, build, damaged, decode_json, encode_json
+from cluster.typed import read_value
 from dass.errors import StoreError
 from dass.records import Task
 
@@ -58,10 +59,24 @@ def put_latest(store: ObjectStore, name: str, value: Mapping[str, Any]) -> None:
     store.put(_key(_LATEST, name), _encode(value))
 
 
-def get_latest(store: ObjectStore, name: str) -> dict[str, Any]:
-    """What the pointer `name` holds; ObjectNotFoundError when it was never set."""
+def get_latest(store: ObjectStore, name: str, **kinds: Any) -> dict[str, Any]:  # noqa: ANN401 - annotations
+    """What the pointer `name` holds.
+
+    kinds: fields of the value, each with its type, such as `runs=tuple[str, ...]`; they come as that type. One that is
+    not there reads as None.
+
+    Raises:
+        ObjectNotFoundError: it was never set.
+        StoreError: a field is of another type.
+    """
     key = _key(_LATEST, name)
-    return _decode(store.get(key), key)
+    value = _decode(store.get(key), key)
+    for field, kind in kinds.items():
+        try:
+            value[field] = read_value(kind, value.get(field))
+        except ValueError as error:
+            raise damaged(key, f"a value that does not fit ({field}: {error})") from error
+    return value
 
 
 def put_task(store: ObjectStore, task: Task) -> bool:

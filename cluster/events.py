@@ -5,7 +5,6 @@ was not flushed when a lane is killed is lost, and after a failed write an event
 depends on neither.
 """
 
-import json
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +14,9 @@ from typing import Any
 
 from cluster.objects import ObjectStore
 from cluster.schema import damaged, encode_json
+from cluster.typed import read_value
 from dass.errors import ConfigError
+from dass.json_text import parse_json
 
 FOLDER = "events/"
 
@@ -109,8 +110,8 @@ def read_events(store: ObjectStore, lane: str | None = None) -> Iterator[Event]:
     for key in store.list(f"{FOLDER}{lane}/" if lane else FOLDER):
         for line in store.get(key).splitlines():
             try:
-                yield Event(**json.loads(line))
-            except (ValueError, TypeError) as error:
+                yield read_value(Event, parse_json(line))
+            except ValueError as error:
                 raise damaged(key, f"the line {line[:80]!r}") from error
 
 

@@ -5,7 +5,6 @@ keeps the blob or the pack of that name, and so does a record that names its wei
 never garbage, whatever refers to them: a blob is written before the record that names it.
 """
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from cluster.checkpoints import FOLDER as CHECKPOINTS
-from cluster.checkpoints import Token
+from cluster.checkpoints import Token, is_token
 from cluster.database import RunDatabase
 from cluster.documents import get_document, list_documents
 from cluster.objects import Entry, ObjectStore
@@ -21,6 +20,7 @@ from cluster.parallel import each
 from cluster.plan import Plan
 from cluster.queue import CLAIMS
 from cluster.schema import damaged
+from dass.json_text import parse_json
 
 MIN_AGE = timedelta(days=1)
 
@@ -78,10 +78,11 @@ def _names(store: ObjectStore) -> Iterator[str]:
     keys = [key for folder in _DOCUMENTS for key in store.list(folder)]
     for key, data in zip(keys, each(store, store.get, keys), strict=True):
         try:
-            json.loads(data)
+            text = data.decode()
+            parse_json(text)
         except ValueError as error:
             raise damaged(key, f"{len(data)} bytes that are not JSON") from error
-        yield from _ID.findall(f"{key} {data.decode()}")
+        yield from _ID.findall(f"{key} {text}")
 
 
 def _unnamed(entries: Iterable[Entry], named: set[str], reason: str) -> Iterator[Garbage]:
@@ -95,7 +96,8 @@ def _old_checkpoints(store: ObjectStore, entries: Iterable[Entry], finished: set
     by_run: dict[str, list[tuple[Token, Entry]]] = defaultdict(list)
     for entry in entries:
         run_id, _, text = entry.key.removeprefix(CHECKPOINTS).partition("/")
-        by_run[run_id].append((Token.parse(text), entry))
+        if is_token(text):
+            by_run[run_id].append((Token.parse(text), entry))
     planned = {run.id for plan in _plans(store) for run in plan.runs} if by_run.keys() - finished else set()
     predictor_at = max((entry.modified_at for entry in store.entries(_PREDICTOR)), default=None)
     for run_id, tokens in by_run.items():

@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,10 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+from cluster.redact import redacted
 from dass.errors import ConfigError, ObjectNotFoundError, StoreError
 
 _KEY_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+@-]*")
 _HIDDEN = "."  # no key part begins so; temporary files do
+_TEXTS = (".json", ".jsonl")
+MAX_TEXT_BYTES = 256 * 2**20  # a plan of a million runs has 40 MB
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
@@ -32,7 +36,9 @@ class ObjectStore(Protocol):
     """Bytes under keys; what every store promises, whatever lies beneath.
 
     A key is a relative path with `/` between its parts, each of ASCII letters, digits and `._=+@-` and not beginning
-    with a punctuation other than `_`. No key is also the folder of another key (`a` beside `a/b`).
+    with a punctuation other than `_`. No key is also the folder of another key (`a` beside `a/b`). An object under a
+    key that ends in .json or .jsonl has at most MAX_TEXT_BYTES: a larger one is neither written nor read. What others
+    put there under a name that is no key is never listed.
 
     An object is seen whole or not at all, also when its writer is killed; after a write returns, every later read and
     listing sees it. All methods are safe to retry and to call from several threads. Every failure of what lies
@@ -89,14 +95,21 @@ def open_store(url: str, patience_s: float | None = None) -> ObjectStore:
     """
     scheme, separator, rest = url.partition("://")
     if not separator and url:
-        return FolderStore(Path(url).expanduser().absolute())
+        return FolderStore(Path(os.path.expanduser(url)).absolute())  # noqa: PTH111 - takes `~nobody` as a name
     if scheme == "file" and rest.startswith("/"):
         return FolderStore(Path(rest))
     if scheme == "s3":
         from cluster.s3 import S3Store  # here, because a folder needs no boto3
 
         return S3Store.parse(rest, patience_s)
-    raise ConfigError(f"a store must be a folder or s3://bucket/prefix, got {url!r}; give a path such as ./dass-store")
+    raise ConfigError(
+        f"a store must be a folder or s3://bucket/prefix, got {redacted(url)!r}; give a path such as ./dass-store"
+    )
+
+
+def is_key(key: str) -> bool:
+    """Whether `key` is legal; see ObjectStore for the rule."""
+    return all(_KEY_PART.fullmatch(part) for part in key.split("/"))
 
 
 def check_key(key: str) -> str:
@@ -105,11 +118,20 @@ def check_key(key: str) -> str:
     Raises:
         StoreError: it is not.
     """
-    if not all(_KEY_PART.fullmatch(part) for part in key.split("/")):
+    if not is_key(key):
         raise StoreError(
             f"a key must be a relative path whose parts match {_KEY_PART.pattern}, got {key!r}; rename the object"
         )
     return key
+
+
+def check_size(key: str, size_bytes: int) -> None:
+    """Raise StoreError when an object under `key` must not be as large; see ObjectStore."""
+    if key.endswith(_TEXTS) and size_bytes > MAX_TEXT_BYTES:
+        raise StoreError(
+            f"{key} must have at most {MAX_TEXT_BYTES} bytes, got {size_bytes}; delete the object and run the job that "
+            "wrote it again"
+        )
 
 
 def folder_error(action: str, path: Path, error: OSError) -> StoreError:
@@ -154,7 +176,8 @@ class FolderStore:
     """A folder as an ObjectStore, created at the first write; it may lie on a disk that several machines share.
 
     A write goes to a temporary file under `.tmp/`, is synced to the disk and then renamed or hard-linked to its place.
-    A killed writer leaves at most such a file; it is never listed and may be removed at any time.
+    A killed writer leaves at most such a file; it is never listed and may be removed at any time. The folder itself may
+    be a symbolic link; one inside it is refused, because it would lead reads, writes and deletions elsewhere.
     """
 
     root: Path
@@ -172,6 +195,7 @@ class FolderStore:
     def put(self, key: str, data: bytes) -> None:
         """See ObjectStore."""
         path = self._path(key)
+        check_size(key, len(data))
         with _translated("write", path), self._temporary(data) as temporary:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.replace(path)
@@ -180,6 +204,7 @@ class FolderStore:
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """See ObjectStore; needs a file system with hard links."""
         path = self._path(key)
+        check_size(key, len(data))
         if self.exists(key):
             return False
         with _translated("write", path), self._temporary(data) as temporary:
@@ -196,9 +221,16 @@ class FolderStore:
         path = self._path(key)
         with _translated("read", path):
             try:
-                return path.read_bytes()
+                with path.open("rb") as file:
+                    check_size(key, os.fstat(file.fileno()).st_size)
+                    return file.read()
             except _ABSENT as error:
                 raise self._not_found(key) from error
+            except MemoryError as error:
+                raise StoreError(
+                    f"an object must fit into memory, got {self.size(key)} bytes under {key!r} in {self.root}; use a "
+                    "machine with more memory, or delete the object if nothing of yours can be as large"
+                ) from error
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """See ObjectStore."""
@@ -226,7 +258,7 @@ class FolderStore:
             return path.stat().st_size
 
     def list(self, prefix: str = "") -> Iterator[str]:
-        """See ObjectStore."""
+        """See ObjectStore; StoreError where a symbolic link lies inside."""
         folder = prefix.rpartition("/")[0]
         start = self._path(folder) if folder else self.root
         with _translated("list", self.root):
@@ -265,7 +297,17 @@ class FolderStore:
                 raise PermissionError(errno.EACCES, "not writable")
 
     def _path(self, key: str) -> Path:
-        return self.root / check_key(key)
+        """Where the object lies; StoreError when a part of the way is neither a folder nor a file of its own."""
+        place = str(self.root)
+        for part in check_key(key).split("/"):
+            place = f"{place}/{part}"
+            try:
+                mode = os.lstat(place).st_mode
+            except OSError:  # whoever opens it tells what is wrong
+                break
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise _foreign(place)
+        return self.root / key
 
     def _not_found(self, key: str) -> ObjectNotFoundError:
         return ObjectNotFoundError(
@@ -277,6 +319,8 @@ class FolderStore:
         """A synced file with `data` beside the objects, gone at the end unless it was renamed."""
         path = self.root / f"{_HIDDEN}tmp" / uuid.uuid4().hex
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent.is_symlink():
+            raise _foreign(str(path.parent))
         try:
             with path.open("xb") as file:
                 file.write(data)
@@ -291,14 +335,25 @@ class FolderStore:
         with _translated("list", folder):
             try:
                 with os.scandir(folder) as entries:
-                    found = [e.name + "/" * e.is_dir() for e in entries if not e.name.startswith(_HIDDEN)]
+                    ours = [entry for entry in entries if _KEY_PART.fullmatch(entry.name)]
+                if linked := next((entry for entry in ours if entry.is_symlink()), None):
+                    raise _foreign(linked.path)
+                folders = [f"{entry.name}/" for entry in ours if entry.is_dir(follow_symlinks=False)]
+                files = [entry.name for entry in ours if entry.is_file(follow_symlinks=False)]
             except (FileNotFoundError, NotADirectoryError):
                 return
-        for name in sorted(found):
+        for name in sorted(folders + files):
             if name.endswith("/"):
                 yield from self._walk(folder / name, parent + name)
             else:
                 yield parent + name
+
+
+def _foreign(place: str) -> StoreError:
+    return StoreError(
+        f"a store must hold folders and files of its own alone, got a link or a device at {place}; move what it leads to "
+        "into the store, or make the whole store's folder the link"
+    )
 
 
 def _sync_folder(folder: Path) -> None:

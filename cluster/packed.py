@@ -13,8 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.objects import Entry, ObjectStore
-from cluster.tables import ID_COLUMNS, not_parquet, upgraded
+from cluster.objects import Entry, ObjectStore, is_key
+from cluster.schema import damaged
+from cluster.tables import ID_COLUMNS, check_expansion, not_parquet, upgraded
 from dass.errors import ObjectNotFoundError
 
 PACKED = "records/packed/"
@@ -106,7 +107,10 @@ def read_ids(store: ObjectStore, entry: Entry) -> PackedFile:
     with _opened(store, entry) as file:
         names = [name for name in ID_COLUMNS if name in file.schema_arrow.names]
         table = upgraded(_read(file, entry, range(file.num_row_groups), names), entry.key, ID_COLUMNS)
-    ids = id_array(table.column("run_id").to_pylist())
+    names = table.column("run_id").to_pylist()
+    if not all(map(is_key, names)):
+        raise damaged(entry.key, "run ids that are none")
+    ids = id_array(names)
     return PackedFile(entry, ids, *(table.column(name).to_numpy().astype(np.int64) for name in ID_COLUMNS[2:]))
 
 
@@ -136,11 +140,13 @@ def _opened(store: ObjectStore, entry: Entry) -> pq.ParquetFile:
 
 def _parquet(source: io.IOBase, key: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True)
+        file = pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True)
     except ObjectNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
         raise not_parquet(key, error) from error
+    check_expansion(file.metadata, source.seek(0, io.SEEK_END), key)
+    return file
 
 
 def _read(file: pq.ParquetFile, entry: Entry, groups: Sequence[int], columns: list[str] | None = None) -> pa.Table:

@@ -1,12 +1,24 @@
 """Packed images in the store, addressed by the SHA-256 of their bytes."""
 
+import re
+
 from cluster.objects import FolderStore, ObjectStore, folder_error
 from dass.data.pack import Pack
 from dass.errors import StoreError
 
+_SHA256 = re.compile("[0-9a-f]{64}")
+
 
 def pack_key(pack_id: str) -> str:
-    """Where a pack lies."""
+    """Where a pack lies.
+
+    Raises:
+        StoreError: this is no SHA-256; an id comes from a stored task, and names files on the machine's own disk too.
+    """
+    if not _SHA256.fullmatch(pack_id):
+        raise StoreError(
+            f"a pack's id must be a SHA-256, got {pack_id!r:.80}; delete the task that names it and run `data` again"
+        )
     return f"data/{pack_id}/pack.safetensors"
 
 

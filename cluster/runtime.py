@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from cluster.objects import open_store
+from cluster.redact import redacted
 from cluster.schema import claim_schema
 from cluster.settings import LaneConfig
 from dass.errors import ClusterError, ConfigError
@@ -65,7 +66,7 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
             else "see that RAY_TMPDIR, by default /tmp, can be written and has space"
         )
         raise ClusterError(
-            f"Ray must start or be reached at {address or 'a local address'}, got {error}; {remedy}"
+            f"Ray must start or be reached at {redacted(address or 'a local address')}, got {redacted(str(error))}; {remedy}"
         ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # ray.init puts its own in place, which ends without our exit code

@@ -24,7 +24,8 @@ from botocore import exceptions as boto
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
 
-from cluster.objects import Entry, check_key
+from cluster.objects import Entry, check_key, check_size
+from cluster.redact import redacted
 from cluster.s3_failures import (
     Local,
     Patience,
@@ -73,7 +74,7 @@ class S3Store:
         if not legal:
             raise ConfigError(
                 "a store must be a folder or s3://bucket/prefix, a bucket being 3 to 63 lower-case letters, digits, "
-                f"dots and hyphens, got {f's3://{place}'!r}; correct the URL"
+                f"dots and hyphens, got {redacted(f's3://{place}')!r}; correct the URL"
             )
         return cls(bucket, prefix, Patience() if patience_s is None else Patience(patience_s))
 
@@ -102,7 +103,8 @@ class S3Store:
 
         def attempt() -> bytes:
             answer = self._client.get_object(**self._at(key))
-            return _checked(answer["Body"].read(), answer)
+            check_size(key, answer["ContentLength"])
+            return _checked(_whole(answer, key), answer)
 
         return self._call("read", key, attempt)
 
@@ -185,6 +187,7 @@ class S3Store:
         """
         metadata = {SHA256: hashlib.sha256(data).hexdigest(), WRITER: uuid.uuid4().hex}
         at = self._at(key)
+        check_size(key, len(data))
         try:
             upload = Upload(self._try(lambda: self._client), self._try, at, data, metadata, condition)
             try:
@@ -268,6 +271,17 @@ def client_of(process: int, patience_s: float) -> Any:  # noqa: ANN401, ARG001 -
     )
 
 
+def _whole(answer: dict[str, Any], key: str) -> bytes:
+    """The bytes of an object, as far as they fit into memory."""
+    try:
+        return bytes(answer["Body"].read())
+    except MemoryError as error:
+        raise StoreError(
+            f"an object must fit into memory, got {answer['ContentLength']} bytes under {key!r}; use a machine with more "
+            "memory, or delete the object if nothing of yours can be as large"
+        ) from error
+
+
 def _checked(data: bytes, answer: dict[str, Any]) -> bytes:
     """The bytes of a whole object, when they are those that were written."""
     expected = answer.get("Metadata", {}).get(SHA256)
@@ -290,14 +304,14 @@ _CODES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Local], ...] 
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    """Raises what boto3 raises as an S3Failure."""
+    """Raises what boto3 raises as an S3Failure, and without it: its text, in a traceback, may hold the endpoint's password."""
     try:
         yield
     except boto.ClientError as error:
-        raise _answered(error.response) from error
+        raise _answered(error.response) from None
     except (boto.BotoCoreError, ResponseParserError, ValueError) as error:
         code = next(code for kinds, code in _CODES if isinstance(error, kinds))
-        raise S3Failure(code, str(error)) from error
+        raise S3Failure(code, str(error)) from None
     except RecursionError as error:  # botocore 1.44 goes round and round when a redirect names no region
         raise S3Failure("PermanentRedirect") from error
 

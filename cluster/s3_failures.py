@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TypeVar
 
+from cluster.redact import redacted
 from dass.errors import StoreError
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
@@ -49,9 +50,9 @@ class S3Failure(Exception):  # noqa: N818 - it never leaves cluster/s3.py, where
     def __init__(
         self, code: str, message: str = "", status: int | None = None, server_time: datetime | None = None
     ) -> None:
-        super().__init__(code, message, status, server_time)
         self.code = code
-        self.message = " ".join(message.split())
+        self.message = redacted(" ".join(message.split()))
+        super().__init__(code, self.message, status, server_time)
         self.status = status
         self.server_time = server_time
         self.tries = 1
@@ -189,7 +190,7 @@ def store_error(failure: S3Failure, action: str, place: str, endpoint: str, now:
     what, remedy = _words(failure, now or datetime.now(UTC))
     said = f" ({failure.message})" if failure.message else ""
     tries = f", gave up after {failure.tries} tries in {failure.elapsed_s:.0f} s" if failure.tries > 1 else ""
-    at = f" at {endpoint}" if endpoint else ""
+    at = f" at {redacted(endpoint)}" if endpoint else ""
     return StoreError(
         f"the store must be readable and writable, cannot {action} {place}{at}: {what}{said}{tries}; {remedy}, "
         "or use another store"

@@ -10,15 +10,14 @@ import json
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from cluster.objects import ObjectStore
+from cluster.sound import fault_of
 from cluster.typed import read_value
 from dass.errors import ObjectNotFoundError, SchemaTooNewError, StoreError
+from dass.json_text import parse_json
 from dass.records import ID_VERSION, Recipe, Record
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 SCHEMA_VERSION = 2
 STORE_KEY = "schema.json"
@@ -26,7 +25,7 @@ STORE_KEY = "schema.json"
 _VERSIONS = ("schema", "id_version")  # the fields of the marker
 _OURS = (SCHEMA_VERSION, ID_VERSION)
 
-_T = TypeVar("_T", bound="DataclassInstance")
+_T = TypeVar("_T")
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - a walk over arbitrary JSON-able values
@@ -55,16 +54,18 @@ def decode_json(data: bytes, key: str) -> dict[str, Any]:
         StoreError: it is not a JSON object with a version.
     """
     try:
-        value = json.loads(data)
+        value = parse_json(data)
         version = value["schema"]
-        check_version(version, key)
     except (ValueError, TypeError, KeyError) as error:
         raise damaged(key, f"{len(data)} bytes that are not ({error!r})") from error
+    check_version(version, key)
     return dict(value)
 
 
-def check_version(version: int, key: str, known: int = SCHEMA_VERSION) -> None:
-    """Raise SchemaTooNewError when `version` of the object under `key` is above `known`."""
+def check_version(version: object, key: str, known: int = SCHEMA_VERSION) -> None:
+    """Raise SchemaTooNewError when `version` of the object under `key` is above `known`, StoreError when it is none."""
+    if type(version) is not int or version < 0:
+        raise damaged(key, f"the version {version!r:.80}")
     if version > known:
         raise SchemaTooNewError(
             f"{key} must have a version of at most {known} to be read here, got {version}; upgrade the package dass"
@@ -72,7 +73,7 @@ def check_version(version: int, key: str, known: int = SCHEMA_VERSION) -> None:
 
 
 def build(cls: type[_T], value: Mapping[str, Any], key: str) -> _T:
-    """The dataclass `cls` from JSON types, every type checked and no unknown field allowed.
+    """The dataclass or annotation `cls` from JSON types, every type checked and no unknown field allowed.
 
     Raises:
         StoreError: the value does not fit; the message names `key` and the field.
@@ -80,7 +81,7 @@ def build(cls: type[_T], value: Mapping[str, Any], key: str) -> _T:
     try:
         return read_value(cls, value)
     except ValueError as error:
-        raise damaged(key, f"a value that does not fit {cls.__name__} ({error})") from error
+        raise damaged(key, f"a value that does not fit {getattr(cls, '__name__', cls)} ({error})") from error
 
 
 def record_to_json(record: Record) -> bytes:
@@ -114,7 +115,7 @@ def read_recipe(text: str) -> Recipe:
     Raises:
         ValueError: the text is no recipe.
     """
-    return read_value(Recipe, json.loads(text))
+    return read_value(Recipe, parse_json(text))
 
 
 def check_schema(store: ObjectStore) -> bool:
@@ -169,7 +170,9 @@ def damaged(key: str, received: str) -> StoreError:
 
 
 def verified(record: Record, run_id: object, key: str) -> Record:
-    """The record itself; StoreError unless its run has this id."""
+    """The record itself; StoreError unless its run has this id and every value is one that a run can leave."""
     if record.run.id != run_id:
-        raise damaged(key, f"run_id {run_id} for the run {record.run.id}")
+        raise damaged(key, f"run_id {run_id!r:.80} for the run {record.run.id}")
+    if fault := fault_of(record):
+        raise damaged(key, fault)
     return record

@@ -46,8 +46,12 @@ class ScoreLedger:
         except ObjectNotFoundError:
             return None
         try:
-            table = pq.read_table(io.BytesIO(data), schema=SCHEMA)
-        except (pa.ArrowException, OSError, ValueError) as error:
+            with pq.ParquetFile(pa.BufferReader(data)) as file:
+                if file.schema_arrow != SCHEMA or file.metadata.num_rows != len(students):  # more rows may be a bomb
+                    raise damaged(key, "another table than that of its students")
+                table = file.read()
+                table.validate(full=True)
+        except (pa.ArrowException, OSError) as error:
             raise damaged(key, f"no such table ({error})") from error
         if table["student"].to_pylist() != [student.key for student in students] or table["score"].null_count:
             raise damaged(key, "other rows than its students")

@@ -18,7 +18,6 @@ The columns that name a row come first and so lie side by side in a file: who is
 
 import dataclasses
 import io
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,12 +27,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.schema import SCHEMA_VERSION, check_version, damaged, encode_json, read_recipe, verified
+from cluster.typed import read_value
+from dass.json_text import parse_json
 from dass.records import CurvePoint, Provenance, Recipe, Record, Result, Run, Status, Student
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 ROW_GROUP = 5_000  # rows that are read together; the rows of a file are sorted, so a run lies in one group
+MOST_EXPANDED = 64  # measured: at most 3
+_ROW_BYTES = 16
 ID_COLUMNS = ("schema", "run_id", "incarnation", "attempt")
 
 _T = TypeVar("_T", bound="DataclassInstance")
@@ -130,9 +133,13 @@ def upgraded(table: pa.Table, key: str, columns: Iterable[str] = tuple(_COLUMNS)
                 table = table.append_column(name, pa.repeat(pa.scalar(value, _COLUMNS[name]), table.num_rows))
         today = pa.repeat(pa.scalar(SCHEMA_VERSION, _COLUMNS["schema"]), table.num_rows)
         table = table.set_column(table.column_names.index("schema"), "schema", today)
-        return table.select(columns).cast(pa.schema([ARROW_SCHEMA.field(name) for name in columns]))
-    except (KeyError, TypeError, ValueError) as error:  # what Arrow raises derives from these
+        table = table.select(columns).cast(pa.schema([ARROW_SCHEMA.field(name) for name in columns]))
+        table.validate(full=True)  # texts are Unicode, too
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise damaged(key, f"a table that does not have our columns ({error})") from error
+    if absent := [name for name in columns if name not in _NULLABLE and table.column(name).null_count]:
+        raise damaged(key, f"rows without {', '.join(absent)}")
+    return table
 
 
 def table_to_parquet(table: pa.Table) -> bytes:
@@ -157,10 +164,25 @@ def parquet_to_table(data: bytes, key: str) -> pa.Table:
         StoreError: the bytes are damaged.
     """
     try:
-        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+            check_expansion(file.metadata, len(data), key)
+            table = file.read()
     except (pa.ArrowException, OSError) as error:
         raise not_parquet(key, error) from error
     return upgraded(table, key)
+
+
+def check_expansion(metadata: Any, size_bytes: int, key: str) -> None:  # noqa: ANN401 - pyarrow has no types
+    """Raise StoreError when a file says that it holds more than its length can: a bomb is refused before it is read.
+
+    Every row has a run_id of its own, 128 random bits, and pages of ours become at most MOST_EXPANDED times as long.
+    """
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    expanded_bytes = sum(group.total_byte_size for group in groups)
+    if metadata.num_rows * _ROW_BYTES > size_bytes or expanded_bytes > MOST_EXPANDED * size_bytes:
+        raise damaged(
+            key, f"{size_bytes} bytes that say they hold {metadata.num_rows} rows of {expanded_bytes} bytes in all"
+        )
 
 
 def not_parquet(key: str, error: Exception) -> Exception:
@@ -247,4 +269,4 @@ def _recipe_json(recipe: Recipe) -> str:
 
 @lru_cache(maxsize=1024)
 def _read_versions(text: str) -> dict[str, str]:
-    return dict(json.loads(text))
+    return read_value(dict[str, str], parse_json(text))

@@ -4,7 +4,6 @@ from dataclasses import asdict
 
 from cluster.database import RunDatabase
 from cluster.documents import get_latest, put_latest
-from cluster.schema import build
 from cluster.weights import get_weights, put_weights
 from dass.errors import ObjectNotFoundError, StoreError
 from dass.kd.teacher import Teacher
@@ -45,10 +44,9 @@ def _name(teacher_id: str, task: str) -> str:
 
 def _own_teacher(database: RunDatabase, teacher_id: str, task: str) -> Teacher:
     try:
-        known = get_latest(database.store, _name(teacher_id, task))
+        known = get_latest(database.store, _name(teacher_id, task), student=Student, accuracy_pct=float)
     except ObjectNotFoundError as error:
         raise ObjectNotFoundError(
             f"the teacher must be in the store, got none with the id {teacher_id}; run `teachers`, or give --teacher"
         ) from error
-    student = build(Student, known["student"], teacher_id)
-    return Teacher(teacher_id, student, get_weights(database.store, teacher_id), float(known["accuracy_pct"]))
+    return Teacher(teacher_id, known["student"], get_weights(database.store, teacher_id), known["accuracy_pct"])

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 _T = TypeVar("_T")
 _Read = Callable[[Any], Any]
 
+_FLOAT_END = 10**308  # integers from here on are no float
 _NOT_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 _MAPPINGS = (dict, Mapping)
 
@@ -65,7 +66,7 @@ def _wrong(expected: str, value: Any) -> ValueError:  # noqa: ANN401
 def _read_float(value: Any) -> float:  # noqa: ANN401
     if type(value) is float:
         return value
-    if type(value) is int:
+    if type(value) is int and abs(value) < _FLOAT_END:
         return float(value)
     if type(value) is str and value in _NOT_FINITE:
         return _NOT_FINITE[value]

@@ -20,7 +20,7 @@ from dass.errors import ConfigError, PredictorMismatchError, SchemaTooNewError, 
 from dass.meta.adapt import InnerLoop, Params, adapt
 from dass.records import Init
 from dass.seeding import generator
-from dass.tensors import pack_tensors, unpack_tensors
+from dass.tensors import not_finite, pack_tensors, unpack_tensors
 from dass.windows import all_windows, convolve
 
 InputSet = Literal["S", "A", "T", "SA", "ST", "AT", "SAT"]
@@ -276,25 +276,44 @@ def load_predictor(data: bytes, *, expect: PredictorSpec | None = None, legacy_a
         StoreError: the bytes are not a complete predictor.
     """
     tensors, header = unpack_tensors(data)
-    file: Mapping[str, Any] = header.get("predictor", {})
-    if file.get("version", 0) > FILE_VERSION:
-        raise SchemaTooNewError(
-            f"predictor files up to version {FILE_VERSION} are readable, got {file['version']}; update the package"
-        )
     try:
+        file: Mapping[str, Any] = header["predictor"]
+        if file["version"] > FILE_VERSION:
+            raise SchemaTooNewError(
+                f"predictor files up to version {FILE_VERSION} are readable, got {file['version']}; update the package"
+            )
         spec = PredictorSpec(**file["spec"])
+        _check_types(spec)
+        if _least_weights(spec) > sum(tensor.numel() for tensor in tensors.values()):
+            raise TypeError("fewer weights than its spec asks for")  # before a network of any size is made
         if expect is not None:
             _match(spec, expect)
         model = Predictor(spec, seed=0)
         model.load_state_dict({name: tensors[f"phi.{name}"] for name, _ in model.named_parameters()})
         rates = {name: tensors[f"rate.{name}"] for name, _ in model.named_parameters()}
-    except (KeyError, TypeError, RuntimeError) as error:
+        is_selected = bool(file["is_selected"])
+    except (KeyError, TypeError, RuntimeError, ConfigError) as error:
         raise StoreError(
             f"expected a complete predictor file, got one that does not fit together ({error}); run meta-training again"
         ) from error
+    if name := not_finite(tensors):
+        raise StoreError(f"a predictor's weights must be finite, got others in {name}; run meta-training again")
     if legacy_alpha:
         rates = {name: torch.full_like(rate, spec.rate_init) for name, rate in rates.items()}
-    return MetaPredictor(model, rates, is_selected=bool(file.get("is_selected", True)))
+    return MetaPredictor(model, rates, is_selected=is_selected)
+
+
+def _least_weights(spec: PredictorSpec) -> int:
+    """A lower bound of the weights: those of the layers whose size the spec decides."""
+    maps = 9 * spec.num_channels * MAP_CHANNELS[0] * sum(name in spec.inputs for name in "ST")
+    return maps + spec.hidden_dim * (spec.arch_dim if "A" in spec.inputs else 1)
+
+
+def _check_types(spec: PredictorSpec) -> None:
+    """Raise TypeError unless every field of a spec from a file is of its own type."""
+    for f in dataclasses.fields(spec):
+        if f.type in (int, float, bool, str) and type(getattr(spec, f.name)) is not f.type:
+            raise TypeError(f"{f.name} {getattr(spec, f.name)!r:.80}")
 
 
 def _match(spec: PredictorSpec, expect: PredictorSpec) -> None:

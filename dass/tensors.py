@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 
 from dass.errors import StoreError
+from dass.json_text import parse_json
 
 _TYPES = {
     torch.uint64: "U64",
@@ -89,8 +90,7 @@ def unpack_tensors(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     try:
         tensors = load(data)
         header_size = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + header_size]).get("__metadata__", {})
-        return tensors, json.loads(metadata.get("header", "{}"))
+        return tensors, _header_in(parse_json(data[8 : 8 + header_size]).get("__metadata__", {}))
     except (SafetensorError, ValueError, KeyError) as error:
         raise StoreError(
             f"expected the bytes of a complete safetensors file, got {len(data)} bytes that do not parse ({error}); "
@@ -111,9 +111,22 @@ def open_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            return tensors, json.loads((file.metadata() or {}).get("header", "{}"))
+            return tensors, _header_in(file.metadata() or {})
     except (SafetensorError, ValueError) as error:
         raise StoreError(
             f"expected a complete safetensors file, got {path} that does not parse ({error}); "
             "delete it and run the job that wrote it again"
         ) from error
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The name of the first tensor that holds a NaN or an infinity; empty where none does."""
+    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), "")
+
+
+def _header_in(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The JSON object that `pack_tensors` was given; empty for a file that another program wrote."""
+    header = parse_json(metadata.get("header", "{}"))
+    if not isinstance(header, dict):
+        raise ValueError(f"its header is no JSON object but {header!r:.80}")  # noqa: TRY004 - data, not a caller's mistake
+    return header

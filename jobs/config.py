@@ -25,8 +25,10 @@ from dass.search.select import SearchConfig
 from dass.spaces import get_space
 from dass.spaces.space import Sampler
 
+MAX_PARTS = 8  # of a key; no key has more than two
 NONE = "none"  # how a setting without a value is written: TOML has no word for it
 
+_LONG_INTEGER = re.compile(r"0[xob][0-9A-Fa-f_]{1000}")  # decimal ones are refused by Python
 _Part = TypeVar("_Part")
 
 
@@ -149,6 +151,20 @@ def with_settings(config: Config, settings: Sequence[str]) -> Config:
     return with_values(config, values, "--set")
 
 
+def read_toml(text: str) -> dict[str, Any]:
+    """The values of a TOML text.
+
+    Raises:
+        ValueError: it is no TOML, holds an integer that is too long to be shown, or is nested too deeply.
+    """
+    if _LONG_INTEGER.search(text):
+        raise ValueError("an integer of more than 1,000 digits")
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("values nested too deeply") from error
+
+
 def parse_setting(setting: str) -> dict[str, Any]:
     """`a.b=value` as nested values; the value is TOML (`3`, `0.1`, `true`, `[1, 2]`, `"text"`) or bare text.
 
@@ -156,13 +172,15 @@ def parse_setting(setting: str) -> dict[str, Any]:
         ConfigError: there is no `=` or no key.
     """
     path, separator, text = setting.partition("=")
-    if not separator or not all(part.strip() for part in path.split(".")):
-        raise ConfigError(f"--set must have the form a.b=value, got {setting!r}; for example --set collect.seed=1")
+    parts = path.split(".")
+    if not separator or len(parts) > MAX_PARTS or not all(part.strip() for part in parts):
+        raise ConfigError(f"--set must have the form a.b=value, got {setting!r:.200}; for example --set collect.seed=1")
     try:
-        nested: Any = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        parsed = read_toml(f"value = {text}")
+        nested: Any = parsed["value"] if len(parsed) == 1 else text.strip()
+    except ValueError:
         nested = text.strip()
-    for key in reversed(path.split(".")):
+    for key in reversed(parts):
         nested = {key.strip(): nested}
     return dict(nested)
 

@@ -2,13 +2,12 @@
 
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.documents import get_latest, put_latest
 from cluster.plan import Plan
-from cluster.schema import build
 from cluster.weights import get_weights
 from dass.errors import ConfigError, ObjectNotFoundError
 from dass.networks.files import student_bytes
@@ -20,6 +19,25 @@ from dass.seeding import generator
 from jobs.job import Job
 from jobs.target import target_task
 from jobs.train_runs import train_runs
+
+SEARCH = {  # the fields of a search's document that others read
+    "teacher": str,
+    "teacher_accuracy_pct": float,
+    "predictor": str,
+    "max_macs": int | None,
+    "max_params": int | None,
+    "scored": int | None,
+    "candidates": tuple[Candidate, ...],  # best first
+    "sample": tuple[Candidate, ...] | None,  # of all that were scored, where not all are kept
+}
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What a document notes of each role: the student and its runs, one per seed."""
+
+    student: Student
+    runs: tuple[str, ...]
 
 
 def run(job: Job, source: str | None = None, output: Path | None = None) -> dict[str, Any]:
@@ -63,23 +81,21 @@ def latest_search(job: Job, task: Task) -> dict[str, Any]:
         ConfigError: there was none.
     """
     try:
-        return get_latest(job.store, f"search-{task.id}")
+        found = get_latest(job.store, f"search-{task.id}", **SEARCH)
     except ObjectNotFoundError as error:
         raise ConfigError(f"task {task.name} must have been searched before, got no ranking; run `search`") from error
-
-
-def candidates_of(found: Mapping[str, Any], part: str = "candidates") -> list[Candidate]:
-    """The ranking of a search, best first, or the `sample` of all that it scored; empty where there was none."""
-    return [build(Candidate, value, "search") for value in found.get(part, ())]
+    if not found["candidates"]:
+        raise ConfigError(f"the search for task {task.name} must have found students, got none; run `search` again")
+    return found
 
 
 def chosen(job: Job, task: Task, found: dict[str, Any]) -> dict[str, Student]:
     """The students to distil by role; a control that is the recommended student itself is left out."""
-    candidates = candidates_of(found)
+    candidates = found["candidates"]
     students = {"recommended": candidates[0].student}
     if job.config.distil.controls:
         rng = generator("control", job.config.search.seed, task.id)
-        students["random"] = random_student(candidates_of(found, "sample") or candidates, rng)
+        students["random"] = random_student(found["sample"] or candidates, rng)
         budget = Budget(found["max_macs"], found["max_params"])
         students["largest"] = largest_student(job.space, budget, candidates, task.resolution, task.num_classes)
     return {role: s for role, s in students.items() if role == "recommended" or s != students["recommended"]}

@@ -92,7 +92,8 @@ class Job:
     def tasks(self, *, refresh: bool = False) -> TaskSet:
         """The tasks of the recipe; cut from the source at the first time, or anew with `refresh`."""
         name = f"tasks-{content_id({'data': self.config.data})}"
-        if not refresh and (known := self._known(name)) is not None:
+        kinds = {"train": tuple[str, ...], "valid": tuple[str, ...], "target": str | None}
+        if not refresh and (known := self._known(name, **kinds)) is not None:
             train, valid = (tuple(get_task(self.store, task) for task in known[role]) for role in ("train", "valid"))
             return TaskSet(train, valid, get_task(self.store, known["target"]) if known["target"] else None)
         pack = self._read(self.config.data.source)
@@ -108,7 +109,7 @@ class Job:
         data = self.config.data
         settings = [source, data.resolution, data.valid_fraction, data.test_fraction, data.seed]
         name = f"whole-{content_id(settings)}"
-        if not refresh and (known := self._known(name)) is not None:
+        if not refresh and (known := self._known(name, task=str)) is not None:
             return get_task(self.store, known["task"])
         pack = self._read(source)
         task = whole_task(pack, pack.name)
@@ -146,8 +147,8 @@ class Job:
         if not self.dry_run:
             put_latest(self.store, name, value)
 
-    def _known(self, name: str) -> dict[str, Any] | None:
+    def _known(self, name: str, **kinds: Any) -> dict[str, Any] | None:  # noqa: ANN401 - see get_latest
         try:
-            return get_latest(self.store, name)
+            return get_latest(self.store, name, **kinds)
         except ObjectNotFoundError:
             return None

@@ -13,13 +13,32 @@ from dass.embed import Embedder, draw_noise, noise_sha
 from dass.errors import DataError, ObjectNotFoundError
 from dass.meta.episodes import MetaTask
 from dass.meta.features import featurise
-from dass.meta.train import STATE_VERSION, MetaProgress, MetaTraining
+from dass.meta.train import STATE_VERSION, MetaConfig, MetaProgress, MetaTraining
 from dass.predictor import PredictorSpec
 from dass.records import Record, Task, content_id
 from jobs import collect, teachers
 from jobs.job import Job
 
 STATE = Token(0, 0)  # meta-training has one writer, so its checkpoint needs no lease
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What is noted with a predictor that a tuning found."""
+
+    key: str
+    trials: int
+    winner: int
+    config: MetaConfig
+
+
+PREDICTOR = {  # the fields of the document that others read
+    "key": str | None,
+    "predictor": str,
+    "valid_spearman": float | None,
+    "curve": tuple[MetaProgress, ...],
+    "tuning": Tuned | None,
+}
 
 
 @dataclass(frozen=True)
@@ -47,10 +66,9 @@ def run(job: Job) -> dict[str, Any]:
     if (known := current(job)).get("key") == key:
         job.console.say("meta-train: the store's predictor was made from these records already")
         return {**summary, "predictor": known["predictor"], "valid_spearman": known["valid_spearman"]}
-    if known.get("tuning"):
-        trials = known["tuning"]["trials"]
+    if tuned := known.get("tuning"):
         job.console.say(
-            f"note: this takes the place of the predictor found by tuning; `meta-train --tune {trials}` brings it back"
+            f"note: this takes the place of the predictor found by tuning; `meta-train --tune {tuned.trials}` brings it back"
         )
     train, valid = features(job, found)
     training = MetaTraining(spec_of(job, found.tasks.meta[0].resolution), job.config.meta, train, valid)
@@ -98,7 +116,7 @@ def key_parts(job: Job, found: Learnable) -> dict[str, Any]:
 def current(job: Job) -> dict[str, Any]:
     """The store's current predictor and how it was made; empty when there is none."""
     try:
-        return get_latest(job.store, "predictor")
+        return get_latest(job.store, "predictor", **PREDICTOR)
     except ObjectNotFoundError:
         return {}
 

@@ -4,9 +4,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from cluster.documents import get_latest, put_latest
+from cluster.documents import put_latest
 from cluster.runtime import session
-from dass.errors import ObjectNotFoundError
 from jobs import collect, data, distil, meta_train, report, search
 from jobs.job import Job
 
@@ -25,7 +24,7 @@ def run(job: Job) -> dict[str, Any]:
     if job.dry_run:
         return {"data": data.run(job), "collect": collect.run(job), "dry_run": True}
     search.wanted(job.reader, None)  # images, target and budget are checked before Ray starts
-    before = _phases(job)
+    before = report.phases(job)
     with session():
         for step in STEPS:
             step(job)
@@ -38,12 +37,4 @@ def run(job: Job) -> dict[str, Any]:
                     for name in dict.fromkeys([*before, *spent])
                 },
             )
-    return {**report.run(job), "phases": _phases(job)}
-
-
-def _phases(job: Job) -> dict[str, float]:
-    """Seconds per phase of this store so far, interrupted attempts included."""
-    try:
-        return get_latest(job.store, report.PHASES)
-    except ObjectNotFoundError:
-        return {}
+    return {**report.run(job), "phases": report.phases(job)}

@@ -1,14 +1,14 @@
 """A recipe of the user's own: a TOML file that names what it starts from and what it changes."""
 
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from dass.errors import ConfigError
-from jobs.config import Config, with_values
+from jobs.config import Config, read_toml, with_values
 
 DEFAULT = "quickstart"
+MAX_BYTES = 64 * 1024  # all keys there are take 2 KiB
 
 Base = Callable[[str], Config]
 
@@ -23,13 +23,21 @@ def from_toml(path: Path, base: Base) -> Config:
             file and the line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text)
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ConfigError(
+                f"a recipe's file must have at most {MAX_BYTES} bytes, got more in {path}; correct the path"
+            )
+        text = data.decode()
+        values = read_toml(text)
     except OSError as error:
         raise ConfigError(
             f"--recipe must name a recipe or a readable TOML file, got {path} ({error.strerror}); correct the path"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ConfigError:
+        raise
+    except ValueError as error:
         raise ConfigError(f"{path} must be TOML, got: {error}; correct that line") from error
     try:
         return _configured(values, base)
@@ -54,11 +62,11 @@ def _line_of(message: str, text: str, base: Base) -> int:
     begin = 1
     for end in range(1, len(lines) + 1):
         try:
-            _configured(tomllib.loads("".join(lines[:end])), base)
-        except tomllib.TOMLDecodeError:
-            continue
+            _configured(read_toml("".join(lines[:end])), base)
         except ConfigError as error:
             if str(error) == message:
                 return begin
+        except ValueError:  # the part ends within a value
+            continue
         begin = end + 1
     return begin

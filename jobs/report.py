@@ -18,9 +18,11 @@ from dass.report import Final, MetaPoint, Observed, PageData, Phase, RunRow, Tas
 from dass.report.model import TaskRole
 from dass.search.ranking import Candidate
 from jobs import collect, teachers
-from jobs.distil import candidates_of
+from jobs.distil import SEARCH, Distilled
 from jobs.job import Job
+from jobs.meta_train import current
 from jobs.target import scorer_of, target_task
+from jobs.tune import TUNING, TrialRow
 
 PAGE = "report.html"
 FACTS = "report.json"
@@ -42,13 +44,13 @@ def run(job: Job, source: str | None = None) -> dict[str, Any]:
 
 def page_of(job: Job, task: Task) -> PageData:
     """Everything the page shows about one target; what is not there yet stays empty."""
-    found = _latest(job, f"search-{task.id}")
-    finals = _latest(job, f"distil-{task.id}")
-    meta = _latest(job, "predictor")
+    found = _latest(job, f"search-{task.id}", **SEARCH)
+    finals = build(dict[str, Distilled], _latest(job, f"distil-{task.id}"), f"distil-{task.id}")
+    meta = current(job)
     tasks = job.tasks()
     planned = collect.plan(job, tasks).runs
     teacher_id = str(found.get("teacher", teachers.run_of(job, task).id))
-    final_ids = [run_id for final in finals.values() for run_id in final["runs"]]
+    final_ids = [run_id for final in finals.values() for run_id in final.runs]
     records = job.records([run.id for run in planned] + [teacher_id, *final_ids])
     predicted = _predictions(job, task, found, finals, records)
     return PageData(
@@ -61,11 +63,11 @@ def page_of(job: Job, task: Task) -> PageData:
         largest=job.space.largest,
         max_macs=found.get("max_macs"),
         max_params=found.get("max_params"),
-        candidates=tuple(candidates_of(found)),
-        scored=found.get("scored", 0),
-        sample=tuple(candidates_of(found, "sample")),
+        candidates=found.get("candidates", ()),
+        scored=found.get("scored") or 0,
+        sample=found.get("sample") or (),
         finals=tuple(
-            Final(role, _student(final), predicted.get(_student(final)), _present(final["runs"], records))
+            Final(role, final.student, predicted.get(final.student), _present(final.runs, records))
             for role, final in finals.items()
         ),
         observed=tuple(
@@ -75,13 +77,13 @@ def page_of(job: Job, task: Task) -> PageData:
         ),
         tasks=tuple(_task_row(row, role, planned, records, found) for role, row in _roles(tasks, task)),
         runs=_runs(tasks, task, records),
-        tuning=_tuning(_latest(job, "tuning")),
+        tuning=_tuning(_latest(job, "tuning", **TUNING)),
         meta=tuple(
-            MetaPoint(point["episode"], point["loss"], point["valid_spearman"])
+            MetaPoint(point.episode, point.loss, point.valid_spearman)
             for point in meta.get("curve", ())
-            if point["loss"] is not None
+            if point.loss is not None
         ),
-        phases=tuple(Phase(name, seconds) for name, seconds in _latest(job, PHASES).items()),
+        phases=tuple(Phase(name, seconds) for name, seconds in phases(job).items()),
         provenance=_provenance(job, task, found, records),
         notes=_notes(job, tasks, task),
     )
@@ -92,15 +94,16 @@ def _title(task: Task) -> str:
     return f"{', '.join(task.classes[:-1])} and {task.classes[-1]}" if task.num_classes <= 4 else task.name
 
 
-def _latest(job: Job, name: str) -> dict[str, Any]:
+def phases(job: Job) -> dict[str, float]:
+    """Seconds per phase of this store so far, interrupted attempts included."""
+    return build(dict[str, float], _latest(job, PHASES), PHASES)
+
+
+def _latest(job: Job, name: str, **kinds: Any) -> dict[str, Any]:  # noqa: ANN401 - see get_latest
     try:
-        return get_latest(job.store, name)
+        return get_latest(job.store, name, **kinds)
     except ObjectNotFoundError:
         return {}
-
-
-def _student(final: Mapping[str, Any]) -> Student:
-    return build(Student, final["student"], "distil")
 
 
 def _present(run_ids: Iterable[str], records: Mapping[str, Record]) -> tuple[Record, ...]:
@@ -118,13 +121,13 @@ def _observed(task: Task, planned: Sequence[Run], records: Mapping[str, Record])
 
 
 def _predictions(
-    job: Job, task: Task, found: Mapping[str, Any], finals: Mapping[str, Any], records: Mapping[str, Record]
+    job: Job, task: Task, found: Mapping[str, Any], finals: Mapping[str, Distilled], records: Mapping[str, Record]
 ) -> dict[Student, float]:
     """What the predictor of the search says of the students that were really distilled on the target."""
     if not found:
         return {}
     students = [record.run.student for record in records.values() if record.run.task == task.id and record.run.teacher]
-    students = list(dict.fromkeys([*students, *map(_student, finals.values())]))
+    students = list(dict.fromkeys([*students, *(final.student for final in finals.values())]))
     if not students:
         return {}
     predictor = load_predictor(get_blob(job.store, found["predictor"]))
@@ -187,16 +190,16 @@ def _runs(tasks: TaskSet, target: Task, records: Mapping[str, Record]) -> tuple[
 
 def _tuning(found: Mapping[str, Any]) -> tuple[TuneTrial, ...]:
     """The trials of the last tuning, each with the settings that are not the same in all of them."""
-    trials = found.get("trials", ())
-    texts = {name: {json.dumps(t["settings"].get(name)) for t in trials} for t in trials for name in t["settings"]}
+    trials: Sequence[TrialRow] = found.get("trials", ())
+    texts = {name: {json.dumps(t.settings.get(name)) for t in trials} for t in trials for name in t.settings}
     return tuple(
         TuneTrial(
-            number=trial["number"],
-            settings={name: value for name, value in trial["settings"].items() if len(texts[name]) > 1},
-            status=trial["status"],
-            curve=tuple((episode, None if value is None else float(value)) for episode, value in trial["curve"]),
-            seed_spearmans=tuple(float(value) for value in trial["seed_spearmans"]),
-            is_winner=trial["number"] == found["winner"],
+            number=trial.number,
+            settings={name: value for name, value in trial.settings.items() if len(texts[name]) > 1},
+            status=trial.status,
+            curve=trial.curve,
+            seed_spearmans=tuple(value for value in trial.seed_spearmans if value is not None),
+            is_winner=trial.number == found["winner"],
         )
         for trial in trials
     )

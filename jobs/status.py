@@ -34,7 +34,8 @@ def _shown(row: Mapping[str, Any]) -> tuple[Any, ...]:
 def _plans(job: Job) -> Iterator[Plan]:
     for name in PLANS:
         try:
-            yield Plan.from_document(get_document(job.store, "plan", get_latest(job.store, f"plan-{name}")["plan"]))
+            plan_id = get_latest(job.store, f"plan-{name}", plan=str)["plan"]
+            yield Plan.from_document(get_document(job.store, "plan", plan_id))
         except ObjectNotFoundError:
             continue
 

@@ -73,8 +73,8 @@ def current_predictor(job: Job) -> tuple[str, MetaPredictor]:
         raise ConfigError(f"a search needs a predictor, got a store without one ({job.store.url}); run `meta-train`")
     expected = spec_of(job, job.config.data.resolution)
     if tuning := known.get("tuning"):
-        expected = replace(expected, unit=tuning["config"]["unit"])
-    sha = str(known["predictor"])
+        expected = replace(expected, unit=tuning.config.unit)
+    sha = known["predictor"]
     return sha, load_predictor(get_blob(job.store, sha), expect=expected)
 
 

@@ -6,7 +6,7 @@ tuning that was killed goes on, and a larger N later adds trials to those there 
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.checkpoints import remove_checkpoints
@@ -17,10 +17,27 @@ from cluster.trial import TrialTasks
 from dass.errors import ClusterError, ConfigError
 from dass.meta.tuning import Trial, best_seed, draws, finalists, mean_spearman, seeded, varying, winner
 from dass.records import content_id
+from dass.report.model import TrialStatus
 from jobs.job import Job
 from jobs.meta_train import Learnable, current, features, key_parts, learnable, shown, spec_of
 
 Finals = Mapping[int, Sequence[Trial]]  # by number: one run per seed
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """What a report shows of a trial; curve: episode and Spearman on meta-validation."""
+
+    number: int
+    settings: dict[str, Any]
+    status: TrialStatus
+    reason: str
+    curve: tuple[tuple[int, float | None], ...]
+    seed_spearmans: tuple[float | None, ...]
+    seconds: float
+
+
+TUNING = {"winner": int, "trials": tuple[TrialRow, ...]}  # the fields of the document that a report reads
 
 
 def run(job: Job, num_trials: int) -> dict[str, Any]:

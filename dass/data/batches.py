@@ -1,6 +1,6 @@
 """The contract between data and training, and its implementation for tasks that fit on the device."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -98,18 +98,20 @@ class ResidentBatches:
         """The task's images, taken from its pack to `device`.
 
         Raises:
-            DataError: the task was cut from another pack.
+            DataError: the task was cut from another pack, or names images or classes that the pack does not have.
         """
         if pack.id != task.source:
             raise DataError(
                 f"task {task.name} needs the pack that it was cut from, {task.source}, got {pack.id} ({pack.name}); "
                 "load the task's own pack"
             )
+        _check_inside("classes", task, task.source_labels, len(pack.class_names))
         number = torch.full((len(pack.class_names),), -1)
         number[list(task.source_labels)] = torch.arange(task.num_classes)
         indices: dict[PartName, tuple[int, ...]] = {"train": task.train, "valid": task.valid, "test": task.test}
         parts: dict[PartName, Batch] = {}
         for part, chosen in indices.items():
+            _check_inside(f"{part} images", task, chosen, len(pack.images))
             rows = torch.tensor(chosen, dtype=torch.int64)
             parts[part] = (pack.images[rows].to(device), number[pack.labels[rows]].to(device))
         return cls(task, torch.device(device), parts)
@@ -132,3 +134,12 @@ class ResidentBatches:
         for start in range(0, len(labels), batch_size):
             end = start + batch_size
             yield normalise(images[start:end]), labels[start:end].clone()
+
+
+def _check_inside(what: str, task: Task, indices: Sequence[int], num: int) -> None:
+    """Raise DataError unless all indices are those of a pack with `num` of the kind: a task may come from a store."""
+    if indices and not 0 <= min(indices) <= max(indices) < num:
+        raise DataError(
+            f"task {task.name} must take its {what} from 0..{num - 1} of its pack, got {min(indices)}..{max(indices)}; "
+            "delete the task and run `data` again"
+        )

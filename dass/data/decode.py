@@ -20,6 +20,9 @@ Encoded = bytes | Path | Image.Image | None
 Progress = Callable[[int, int], None]
 """Called in the caller's thread with the number of images done and of all."""
 
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What Pillow may take bytes for: it knows more formats, some of which run other programs (EPS: Ghostscript)."""
+
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "PA")
 _BACKGROUND = (255, 255, 255, 255)
 _CHUNK = 512  # images handed to the pool at a time: bounds the encoded bytes in memory
@@ -63,7 +66,7 @@ def decode(image: Encoded, resolution: int) -> npt.NDArray[np.uint8]:
         return _pixels(image, resolution)
     if not image:
         raise ValueError("no bytes")
-    with Image.open(image if isinstance(image, Path) else io.BytesIO(image)) as opened:
+    with Image.open(image if isinstance(image, Path) else io.BytesIO(image), formats=FORMATS) as opened:
         return _pixels(opened, resolution)
 
 

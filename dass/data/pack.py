@@ -105,9 +105,11 @@ class Pack:
     def _of(cls, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any], sha: str) -> "Pack":
         _check_header(header)
         try:
-            names = tuple(header["class_names"])
-            pack = cls(tensors["images"], tensors["labels"], tensors["parts"], names, header["name"])
-        except (KeyError, DataError) as error:
+            names, name = tuple(header["class_names"]), header["name"]
+            if not all(isinstance(text, str) for text in (*names, name)):
+                raise TypeError("names that are no texts")
+            pack = cls(tensors["images"], tensors["labels"], tensors["parts"], names, name)
+        except (KeyError, TypeError, IndexError, DataError) as error:
             raise StoreError(
                 f"expected the bytes of a pack, got {error}; delete the object and run `data` again"
             ) from error

@@ -7,7 +7,7 @@ torchvision:NAME:ROOT    one of torchvision's datasets that lies in ROOT (torchv
 """
 
 import difflib
-import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +25,7 @@ from dass.data.listing import PART_NAMES, Listing, check_listing, some
 from dass.data.pack import Pack, Part, check_resolution
 from dass.data.torchvision_sets import SETS, read_torchvision
 from dass.errors import DataError
+from dass.json_text import parse_json
 
 FORMS = ("digits", "imagefolder:PATH", "parquet:PATH", "torchvision:NAME:ROOT")
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -42,7 +43,10 @@ def read_source(spec: str, resolution: int, progress: Progress | None = None) ->
     if kind not in _READERS or (kind == "digits") != (path == ""):
         raise DataError(_unknown_spec(spec))
     check_resolution(resolution)
-    listing = _READERS[kind](path)
+    try:
+        listing = _READERS[kind](path)
+    except OSError as error:
+        raise DataError(f"a source must be readable, got {spec!r:.200} ({error.strerror}); correct the path") from error
     check_listing(listing)
     images = decode_all(listing.images, listing.places, resolution, progress)
     labels = torch.tensor(listing.labels, dtype=torch.int64)
@@ -68,7 +72,7 @@ def _read_digits(_: str) -> Listing:
 
 def _read_imagefolder(path: str) -> Listing:
     """Parts, classes and files in the order of their names; hidden files and other suffixes are passed over."""
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))  # noqa: PTH111 - takes `~nobody` as a name
     if not root.is_dir():
         raise DataError(f"imagefolder:PATH must name a folder, got {root}; correct the path")
     folders = {name: _subfolders(root / name) for name in _part_folders(root)} or {"": _subfolders(root)}
@@ -124,7 +128,7 @@ def _read_parquet(path: str) -> Listing:
 
     Files that Hugging Face's datasets writes are read as they are: images as structs, class names in the schema.
     """
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))  # noqa: PTH111 - takes `~nobody` as a name
     file = _open_parquet(place)
     columns = [name for name in ("label", "label_name", "split") if name in file.schema_arrow.names]
     with _parquet_errors(place):
@@ -180,7 +184,7 @@ def _images_of(file: pq.ParquetFile, path: Path) -> Iterator[Encoded]:
 def _names_in_schema(schema: pa.Schema, labels: Sequence[int]) -> Sequence[Any]:
     """The name of each label as Hugging Face's datasets notes it; the labels themselves where there is none."""
     try:
-        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]
+        names = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]
         return [str(names[label]) for label in labels]
     except (KeyError, IndexError, TypeError, ValueError):
         return labels
@@ -212,7 +216,7 @@ def _unknown_spec(spec: str) -> str:
     kind, _, path = spec.partition(":")
     if Path(spec).suffix.lower() == ".parquet" and not path:
         meant = f"parquet:{spec}"
-    elif spec and not path and Path(spec).is_dir():
+    elif spec and not path and os.path.isdir(spec):  # noqa: PTH112 - takes any text as a name
         meant = f"imagefolder:{spec}"
     else:
         forms = {form.partition(":")[0]: form for form in FORMS}

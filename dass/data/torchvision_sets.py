@@ -7,6 +7,7 @@ torchvision checks the MD5 of what it unpickles (CIFAR10 and CIFAR100), so such 
 
 import difflib
 import importlib.util
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def read_torchvision(path: str) -> Listing:
     name, _, place = path.partition(":")
     if name not in SETS or not place:
         raise DataError(_unknown_set(name, place))
-    root = Path(place).expanduser()
+    root = Path(os.path.expanduser(place))  # noqa: PTH111 - takes `~nobody` as a name
     _check_place(name, root)
     parts = {part: _open(name, root, part) for part in SETS[name].parts}
     names = _class_names(name, parts.values())

@@ -15,6 +15,7 @@ from dass.records import CurvePoint, Result, Run, Status
 from dass.tensors import pack_tensors, unpack_tensors
 
 STATE_VERSION = 1
+_END = 2**31  # of epochs, and of the batches of one
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def _refusing_damage() -> Iterator[None]:
     """Turns what a state that does not fit together brings about into a StoreError."""
     try:
         yield
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         if is_out_of_memory(error):  # a RuntimeError that says nothing about the state
             raise
         raise StoreError(
@@ -55,7 +56,10 @@ def _read_header(header: Mapping[str, Any]) -> tuple[str, Position]:
             f"a run's state must have version {STATE_VERSION}, got {header.get('version')}; upgrade this package, or "
             "delete the checkpoint so that the run starts again"
         )
-    return str(header["run"]), Position(**header["position"])
+    position = Position(**header["position"])
+    if not all(type(number) is int and 0 <= number < _END for number in (position.epoch, position.batch)):
+        raise ValueError(f"the position {position!r:.80}")
+    return str(header["run"]), position
 
 
 class Member:

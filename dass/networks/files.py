@@ -5,10 +5,11 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from dass.cost import count_params
 from dass.errors import DataError
 from dass.networks import build
 from dass.records import Student
-from dass.tensors import pack_tensors, unpack_tensors
+from dass.tensors import not_finite, pack_tensors, unpack_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +42,17 @@ def load_student(data: bytes) -> LoadedStudent:
     state, header = unpack_tensors(data)
     try:
         student = Student(tuple(map(tuple, header["student"]["widths"])), header["student"]["family"])
-        classes = tuple(header["classes"])
+        classes, resolution = tuple(header["classes"]), header["resolution"]
+        if type(resolution) is not int or resolution < 1 or not all(isinstance(name, str) for name in classes):
+            raise TypeError("a resolution or classes of another type")
+        if count_params(student, len(classes)) > sum(tensor.numel() for tensor in state.values()):
+            raise ValueError("fewer weights than its architecture has")  # before a network of any size is made
         network = build(student, len(classes))
         network.load_state_dict(state)
-        return LoadedStudent(network.eval(), student, int(header["resolution"]), classes)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise DataError(f"a student's file must be one that `distil --output` wrote, got another ({error})") from error
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"a student's file must be one that `distil --output` wrote, got another ({error}); write it again"
+        ) from error
+    if name := not_finite(state):
+        raise DataError(f"a student's weights must be finite, got others in {name}; write the file again")
+    return LoadedStudent(network.eval(), student, resolution, classes)

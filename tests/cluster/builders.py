@@ -90,7 +90,6 @@ class RemoteMemoryStore:
 
 
 _text = st.text(max_size=8)
-_finite = st.floats(allow_nan=False, allow_infinity=False)
 _loss = st.floats(allow_nan=False)  # equal to itself; may be infinite
 _accuracy = st.floats(0, 100)
 _count = st.integers(0, 2**31 - 1)
@@ -117,7 +116,14 @@ recipes = st.builds(
     crop_padding=st.none() | st.integers(0, 32),
     eval_every=st.integers(1, 100),
 )
-runs = st.builds(Run, _text, st.none() | _text, students, recipes, st.integers(0, 2**63 - 1))
+runs = st.builds(
+    Run,
+    st.from_regex(r"[a-z0-9]{1,8}", fullmatch=True),
+    st.none() | _text,
+    students,
+    recipes,
+    st.integers(0, 2**63 - 1),
+)
 points = st.builds(CurvePoint, st.integers(1, 1000), _loss, _loss, _accuracy)
 results = st.builds(
     Result,
@@ -133,7 +139,7 @@ results = st.builds(
 provenances = st.builds(
     Provenance,
     _text,
-    _finite,
+    st.floats(0, 1e9),
     _count,
     _text,
     _text,

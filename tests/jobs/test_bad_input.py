@@ -356,7 +356,8 @@ def test_the_unit_that_a_tuning_found_is_searched_with_whatever_the_recipe_says(
     untuned = get_latest(FolderStore(store), "predictor")
     assert "its unit is 'task_free', got 'percent'" in refusal(store, "search", *SMOKE)
     config = with_settings(get_recipe("smoke"), in_unit[1:]).meta
-    put_latest(FolderStore(store), "predictor", {**untuned, "tuning": {"config": asdict(config)}})
+    tuning = {"key": "k", "trials": 1, "winner": 0, "config": asdict(config)}
+    put_latest(FolderStore(store), "predictor", {**untuned, "tuning": tuning})
     answer = call("search", *SMOKE, "--json", "--store", store)
     assert answer.code == 0, answer.err
     assert json.loads(answer.out)["predictor"] == untuned["predictor"]

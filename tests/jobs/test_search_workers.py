@@ -77,5 +77,5 @@ def test_the_random_control_of_a_large_search_is_drawn_from_all_that_was_scored(
     assert value["scored"] == 50
     assert 4 <= len(value["candidates"]) < 50
     assert len(value["sample"]) == 16
-    sampled = [candidate.student for candidate in distil.candidates_of(value, "sample")]
-    assert distil.chosen(job, task, value)["random"] in sampled
+    kept = distil.latest_search(job, task)
+    assert distil.chosen(job, task, kept)["random"] in [candidate.student for candidate in kept["sample"]]
