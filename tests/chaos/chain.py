@@ -225,7 +225,7 @@ class ChainCohort:
                 self._members[run_id] = state.after()
             step = self._step
             ended += self._ended(step, num_steps)
-            if step % self._yield_every == 0 or step % NUM_BATCHES == 0:
+            if not self._members or step % self._yield_every == 0 or step % NUM_BATCHES == 0:
                 training.world.sleep(waiting_s)
                 for each in [*self.runs, *(one.run for one in ended)]:
                     training.stepped(self._who, each, step)

@@ -7,25 +7,22 @@ a real process would wait. Between two waits nothing else runs, so one seed give
 import heapq
 import random
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from greenlet import getcurrent, greenlet
 
 from tests.cluster.stores import Killed
 
-TRACED = 6000  # events that a violation shows
-
-
 class World:
-    """One course of events; everything random in it comes from `seed`."""
+    """One course of events; everything random in it comes from `seed`. Keeps the last `traced` events, or all."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, traced: int | None) -> None:
         self.random = random.Random(seed)
         self.now = 0.0  # seconds
         self.num_events = 0
         self.violation: str | None = None
-        self.trace: deque[tuple[float, str, str, tuple[Any, ...]]] = deque(maxlen=TRACED)
+        self.trace: deque[tuple[float, str, str, tuple[Any, ...]]] = deque(maxlen=traced)
         self.counts: Counter[str] = Counter()  # faults by kind
         self.processes: list[Process] = []
         self.is_closed = False
@@ -90,6 +87,11 @@ class World:
     def note(self, who: str, what: str, *details: Any) -> None:
         """Remember an event for the trace of a violation."""
         self.trace.append((self.now, who, what, details))
+
+    def told(self) -> Iterator[str]:
+        """The trace as lines: virtual seconds, who, what and its details."""
+        for time, who, what, details in self.trace:
+            yield f"{time:9.3f} {who:20} {what} {', '.join(map(str, details))}"
 
     def break_rule(self, text: str) -> None:
         """A rule was broken: the simulation ends after this event. The first one is kept."""
