@@ -187,8 +187,13 @@ class ChainCohort:
             run.id: ChainState.load(run, states[run.id]) if run.id in states else ChainState.first(run, first)
             for run in runs
         }
-        if len({(state.step, state.run.teacher, state.run.recipe, state.run.seed) for state in self._members.values()}) > 1:
-            training.world.break_rule(f"{self._who} trains together what stands at different positions or has no common course")
+        if (
+            len({(state.step, state.run.teacher, state.run.recipe, state.run.seed) for state in self._members.values()})
+            > 1
+        ):
+            training.world.break_rule(
+                f"{self._who} trains together what stands at different positions or has no common course"
+            )
         for state in self._members.values():
             training.began(self._who, state.run, state.step)
 

@@ -14,6 +14,7 @@ from greenlet import getcurrent, greenlet
 
 from tests.cluster.stores import Killed
 
+
 class World:
     """One course of events; everything random in it comes from `seed`. Keeps the last `traced` events, or all."""
 

@@ -119,7 +119,7 @@ class Rules:
         if owner != run_id or bytes.fromhex(unpack_tensors(data)[1]["value"]) != self.values[run_id][step]:
             self.world.break_rule(f"{who} leaves a wrong checkpoint {key}, of run {owner} at step {step}")
         writer, before = self._checkpoints.get(key, (who, 0))
-        if writer != who or step < before:
+        if writer != who or (step < before and self.interval < math.inf):
             self.world.break_rule(f"{who} at step {step} writes over {key}, which {writer} wrote at step {before}")
         self._checkpoints[key] = who, step
 
@@ -137,7 +137,9 @@ class Rules:
             self.num_hits += 1
             self.world.note(who, "repeats", run.id, lost, "steps")
         if lost > self.interval:
-            self.world.break_rule(f"{who} repeats {lost} steps of {run.id}, more than the {self.interval} of an interval")
+            self.world.break_rule(
+                f"{who} repeats {lost} steps of {run.id}, more than the {self.interval} of an interval"
+            )
         self._reached[run.id] = step
 
     def stepped(self, who: str, run: Run, step: int) -> None:
@@ -212,11 +214,14 @@ class QueueRules:
         self._queue: LeaseQueue = instance._queue
         self._told = set(self._queue._recorded)
         self._expect(
-            self._recorded_before <= self._told <= self._rules.winners.keys(), "a new queue knows other records than there are"
+            self._recorded_before <= self._told <= self._rules.winners.keys(),
+            "a new queue knows other records than there are",
         )
         if self._is_restart:
             self._grace_until = self._queue._grace_until
-            self._expect(self._grace_until >= self._started_at + self._grace_s, "a queue has less grace than it is given")
+            self._expect(
+                self._grace_until >= self._started_at + self._grace_s, "a queue has less grace than it is given"
+            )
         self._expect(self._queue.incarnation not in self._rules.incarnations, "two queues have one incarnation")
         self._rules.incarnations.add(self._queue.incarnation)
 
@@ -232,7 +237,7 @@ class QueueRules:
 
     def after(self, caller: str, method: str, args: tuple[Any, ...], reply: Any) -> None:
         """A call was answered."""
-        check = {
+        checks: dict[str, Callable[..., None]] = {
             "lease": self._lease,
             "heartbeat": self._heartbeat,
             "complete": self._complete,
@@ -241,8 +246,8 @@ class QueueRules:
             "release": self._release,
             "reregister": self._reregister,
             "stats": self._stats,
-        }[method]
-        check(caller, reply, *args)
+        }
+        checks[method](caller, reply, *args)
         self._stats(caller, self._queue.stats())
         self._rules.trap(caller, f"call {method} done")
 
@@ -271,7 +276,9 @@ class QueueRules:
 
     def _complete(self, caller: str, reply: bool, run_id: str, token: Token, status: object) -> None:
         is_owner = token in self._leases and run_id in self._leases[token].run_ids
-        self._expect(reply == (is_owner or run_id in self._told), f"the end of {run_id} under {token} is answered {reply}")
+        self._expect(
+            reply == (is_owner or run_id in self._told), f"the end of {run_id} under {token} is answered {reply}"
+        )
         if reply:
             self._recorded(caller, None, {run_id})
 
@@ -282,7 +289,13 @@ class QueueRules:
         self._drop(run_ids)
 
     def _fail(
-        self, caller: str, reply: dict[str, Decision], run_ids: list[str], token: Token, kind: FailureKind, reason: str = ""
+        self,
+        caller: str,
+        reply: dict[str, Decision],
+        run_ids: list[str],
+        token: Token,
+        kind: FailureKind,
+        reason: str = "",
     ) -> None:
         held = self._leases[token].run_ids if token in self._leases else set()
         self._expect(reply.keys() == held & set(run_ids), f"{token} fails {sorted(reply)}, not what it holds")
@@ -309,11 +322,17 @@ class QueueRules:
 
     def _stats(self, caller: str, reply: Any) -> None:
         stats = reply
-        self._expect(stats.planned == len(self._planned), f"of {len(self._planned)} planned runs {stats.planned} are left")
+        self._expect(
+            stats.planned == len(self._planned), f"of {len(self._planned)} planned runs {stats.planned} are left"
+        )
         total = stats.finished + stats.running + stats.pending + stats.waiting_for_teacher + len(stats.failed)
         self._expect(total == stats.planned, f"the numbers do not add up: {stats}")
-        self._expect(stats.running == len(self._owned()), f"{stats.running} runs are said to run, not {len(self._owned())}")
-        self._expect(stats.finished == len(self._told & self._planned), f"{stats.finished} runs are said to be finished")
+        self._expect(
+            stats.running == len(self._owned()), f"{stats.running} runs are said to run, not {len(self._owned())}"
+        )
+        self._expect(
+            stats.finished == len(self._told & self._planned), f"{stats.finished} runs are said to be finished"
+        )
         self._expect(self._given_up <= stats.failed.keys() <= self._planned - self._told, "the failed runs are others")
         self._expect(all(stats.failed.values()), "a run is given up without a reason")
 

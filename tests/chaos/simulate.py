@@ -83,22 +83,22 @@ def main(arguments: Sequence[str]) -> None:
             _tell(outcome)
         if time.perf_counter() - reported > REPORTED_S:
             reported = time.perf_counter()
-            print(f"{summary.schedules} of {options.schedules} schedules", file=sys.stderr, flush=True)  # noqa: T201
+            print(f"{summary.schedules} of {options.schedules} schedules", file=sys.stderr, flush=True)
     document = summary.document(options.seed, time.perf_counter() - began)
-    print(json.dumps(document, indent=2) if options.json else "\n".join(_lines(document)))  # noqa: T201
+    print(json.dumps(document, indent=2) if options.json else "\n".join(_lines(document)))
     sys.exit(1 if summary.broken else 0)
 
 
 def _replay(seed: int) -> None:
     outcome = simulate(seed, traced=True)
-    print("\n".join(outcome.trace))  # noqa: T201
-    print(f"seed {seed}: {outcome.violation or 'all rules hold'}")  # noqa: T201
+    print("\n".join(outcome.trace))
+    print(f"seed {seed}: {outcome.violation or 'all rules hold'}")
     sys.exit(1 if outcome.violation else 0)
 
 
 def _tell(outcome: Outcome) -> None:
     last = "\n".join(f"    {line}" for line in outcome.trace[-20:])
-    print(  # noqa: T201
+    print(
         f"{last}\nseed {outcome.seed}: {outcome.violation}\n"
         f"see all of it with: python -m tests.chaos simulate --replay {outcome.seed}",
         file=sys.stderr,

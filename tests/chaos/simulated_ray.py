@@ -49,12 +49,12 @@ class Reference:
 class Actor:
     """A serial actor whose process Ray starts again, and its handle: `actor.method.remote(...)`.
 
-    make: gives the instance; called in the actor's process with whether it is not the first.
-    observe: gives who is told of the next life's calls.
+    make: gives the instance; called in the actor's process.
+    observe: gives who is told of the next life's calls, from its process and whether it is not the first life.
     """
 
     def __init__(
-        self, world: World, name: str, make: Callable[[bool], object], observe: Callable[[Process, bool], Observer]
+        self, world: World, name: str, make: Callable[[], object], observe: Callable[[Process, bool], Observer]
     ) -> None:
         self._world = world
         self._name = name
@@ -125,7 +125,7 @@ class Actor:
 
     def _serve(self) -> None:
         self._server = self._world.task
-        instance = self._make(self._life > 1)
+        instance = self._make()
         self._observer.begin(instance)
         while True:
             while not self._mailbox:

@@ -119,7 +119,9 @@ class _Cluster:
         self.world = world
         self.plan = Plan("collect", tuple(_runs(chance)))
         diverges_at = {
-            run.id: chance.randint(1, run.recipe.epochs * NUM_BATCHES) for run in self.plan.runs if chance.random() < 0.08
+            run.id: chance.randint(1, run.recipe.epochs * NUM_BATCHES)
+            for run in self.plan.runs
+            if chance.random() < 0.08
         }
         self.faults_end_s = chance.uniform(20, 120)
         self.is_double = chance.random() < 0.15  # a second driver of the same plan at the same time
@@ -180,7 +182,7 @@ class _Cluster:
 
     def _check_end(self) -> None:
         hopeless = {run_id for run_id, trouble in self.training.troubles.items() if trouble.times == float("inf")}
-        unusable = hopeless | {run_id for run_id in self.training.diverges_at}
+        unusable = hopeless | self.training.diverges_at.keys()
         expected = {run.id for run in self.plan.runs if run.id not in hopeless and run.teacher not in unusable}
         missing = expected - self.rules.winners.keys()
         if missing:
@@ -251,7 +253,9 @@ class _Cluster:
     def _set_trap(self, victim: str) -> bool:
         chance = self.world.random
         moments = {f"call {method}{done}" for method in CALLS for done in ("", " done")}
-        moments |= {f"{write.replace(' ', ' done ' if is_done else ' ')}" for write in WRITES[victim] for is_done in (0, 1)}
+        moments |= {
+            f"{write.replace(' ', ' done ' if is_done else ' ')}" for write in WRITES[victim] for is_done in (0, 1)
+        }
         self.traps.append((victim, chance.choice(sorted(moments))))
         return True
 
@@ -305,7 +309,9 @@ class _Cluster:
             for run_id, lease in before.items():
                 record = records.get(run_id)
                 if record is None or (record.provenance.incarnation, record.provenance.attempt) != lease:
-                    self.world.break_rule(f"a reader does not see the record of {run_id}, or another than that of {lease}")
+                    self.world.break_rule(
+                        f"a reader does not see the record of {run_id}, or another than that of {lease}"
+                    )
             if missing := before.keys() - RunDatabase(self.store).finished_ids():
                 self.world.break_rule(f"a reader does not see that {sorted(missing)} are finished")
 
@@ -347,7 +353,10 @@ class _Cluster:
                 cluster.heartbeat,
                 {"ray": self.ray, "time": time, "threading": SimulatedThreading(world), "os": SimulatedOs(world)},
             ),
-            (cluster.queue, {"time": time, "open_store": lambda url: self.store, "_was_restarted": self._was_restarted}),
+            (
+                cluster.queue,
+                {"time": time, "open_store": lambda url: self.store, "_was_restarted": self._was_restarted},
+            ),
         ]
         with pytest.MonkeyPatch.context() as patch:
             for place, values in changes:
@@ -408,7 +417,7 @@ class _Submission:
             cluster.world.sleep(POLL_S)
         self._stats = cluster.ray.get(queue.stats.remote())
 
-    def _make_queue(self, is_restart: bool) -> QueueActor:
+    def _make_queue(self) -> QueueActor:
         return QueueActor(self._cluster.store.url, self._cluster.plan.runs, grace_s=LEASE_S, lease_s=LEASE_S)
 
     def _observe(self, process: Process, is_restart: bool) -> QueueRules:
@@ -510,6 +519,8 @@ def _troubles(chance: random.Random, runs: tuple[Run, ...]) -> dict[str, Trouble
     for run in runs:
         if chance.random() < 0.1:
             kind = chance.choice(["error", "out of memory", "hang", "crash"])
-            times = chance.choice([1, 2, 4, float("inf")]) if kind in ("error", "out of memory") else chance.choice([1, 2])
+            times = (
+                chance.choice([1, 2, 4, float("inf")]) if kind in ("error", "out of memory") else chance.choice([1, 2])
+            )
             troubles[run.id] = Trouble(kind, chance.randrange(run.recipe.epochs * NUM_BATCHES), times)
     return troubles
