@@ -9,7 +9,7 @@ from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 
 from cluster.objects import ObjectStore
-from dass.errors import ConfigError, StoreError
+from dass.errors import ConfigError, ObjectNotFoundError, StoreError
 from dass.kd.cohort import Position, state_position
 
 FOLDER = "checkpoints/"
@@ -63,6 +63,9 @@ def find_saved(store: ObjectStore, run_ids: Collection[str]) -> dict[str, Saved]
     """For each of the runs that has a usable checkpoint the one of the highest token, with the position it holds.
 
     A damaged checkpoint is passed over in favour of an older one: it costs steps, never a result.
+
+    Raises:
+        StoreError: the store cannot be read.
     """
     tokens: dict[str, list[Token]] = {}
     for key in store.list(FOLDER):
@@ -86,7 +89,11 @@ def remove_checkpoints(store: ObjectStore, run_id: str) -> None:
 
 def _position(store: ObjectStore, run_id: str, token: Token) -> Position | None:
     try:
-        saved_id, position = state_position(get_checkpoint(store, run_id, token))
+        state = get_checkpoint(store, run_id, token)
+    except ObjectNotFoundError:
+        return None
+    try:  # what the store cannot read now is no damage: passed over, it would cost more than one interval
+        saved_id, position = state_position(state)
     except StoreError:
         return None
     return position if saved_id == run_id else None

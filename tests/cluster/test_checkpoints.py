@@ -9,11 +9,12 @@ from cluster.objects import FolderStore
 from dass.data.batches import ResidentBatches
 from dass.data.sources import read_source
 from dass.data.splits import assign_parts, class_splits
-from dass.errors import ObjectNotFoundError
+from dass.errors import ObjectNotFoundError, StoreError
 from dass.kd.cohort import Cohort, Position
 from dass.kd.teacher import teacher_run
 from dass.records import Recipe, Run
 from dass.spaces import get_space
+from tests.cluster.stores import WrappedStore
 
 RECIPE = Recipe(loss="ce", init="scratch", epochs=1, batch_size=16, flip=0.0, crop_padding=1)
 
@@ -60,6 +61,22 @@ def test_a_damaged_checkpoint_gives_way_to_an_older_one(store: FolderStore, stat
     put_checkpoint(store, run.id, Token(1, 1), first)
     put_checkpoint(store, run.id, Token(1, 2), second[: len(second) // 2])
     assert find_saved(store, [run.id])[run.id].token == Token(1, 1)
+
+
+class UnreadableStore(WrappedStore):
+    """Lists everything and can read nothing, for now."""
+
+    def get(self, key: str) -> bytes:
+        raise StoreError(f"the store must answer, cannot get {key}; try again later")
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(
+    store: FolderStore, states: tuple[Run, list[bytes]]
+) -> None:
+    run, (first, *_) = states
+    put_checkpoint(store, run.id, Token(1, 1), first)
+    with pytest.raises(StoreError, match="the store must answer"):
+        find_saved(UnreadableStore(store), [run.id])
 
 
 def test_a_state_of_another_run_is_not_taken(store: FolderStore, states: tuple[Run, list[bytes]]) -> None:
