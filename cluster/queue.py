@@ -27,6 +27,7 @@ from cluster.checkpoints import Saved, Token, find_saved
 from cluster.database import RunDatabase
 from cluster.objects import ObjectStore, open_store
 from cluster.plan import Decision, FailureKind, Outlook, Startable, after_failure, look_ahead, ready, teacher_run
+from cluster.queue_meter import QueueMeter
 from cluster.schema import SCHEMA_VERSION, encode_json
 from dass.errors import ConfigError
 from dass.records import Run, Status
@@ -324,6 +325,7 @@ class QueueActor:
             **settings,
         )
         self._database = database
+        self._meter = QueueMeter(store, self._queue.incarnation, len(runs))
 
     def add_runs(self, runs: Iterable[Run]) -> None:
         """See LeaseQueue; what has a record by now is not planned again."""
@@ -333,15 +335,15 @@ class QueueActor:
 
     def lease(self, lane: str, max_runs: int) -> LeaseReply:
         """See LeaseQueue."""
-        return self._queue.lease(lane, max_runs, time.monotonic())
+        return self._meter.granted(lane, self._queue.lease(lane, max_runs, self._now()))
 
     def heartbeat(self, lane: str, token: Token, saved: Mapping[str, Hashable] | None = None) -> bool:
         """See LeaseQueue."""
-        return self._queue.heartbeat(lane, token, time.monotonic(), saved)
+        return self._queue.heartbeat(lane, token, self._now(), saved)
 
     def complete(self, run_id: str, token: Token, status: Status = Status.FINISHED) -> bool:
         """See LeaseQueue."""
-        return self._queue.complete(run_id, token, time.monotonic(), status)
+        return self._queue.complete(run_id, token, self._now(), status)
 
     def recorded(self, run_ids: AbstractSet[str], diverged: AbstractSet[str] = frozenset()) -> None:
         """See LeaseQueue."""
@@ -349,20 +351,28 @@ class QueueActor:
 
     def fail(self, run_ids: Iterable[str], token: Token, kind: FailureKind, reason: str = "") -> dict[str, Decision]:
         """See LeaseQueue."""
-        return self._queue.fail(run_ids, token, kind, time.monotonic(), reason)
+        return self._meter.failed(kind, self._queue.fail(run_ids, token, kind, self._now(), reason))
 
     def release(self, lane: str, kind: FailureKind = FailureKind.RETURNED) -> dict[str, Decision]:
         """See LeaseQueue."""
-        return self._queue.release(lane, time.monotonic(), kind)
+        return self._meter.released(kind, self._queue.release(lane, self._now(), kind))
 
     def reregister(self, lane: str, run_ids: Iterable[str], token: Token) -> tuple[str, ...]:
         """See LeaseQueue."""
-        return self._queue.reregister(lane, run_ids, token, time.monotonic())
+        kept = self._queue.reregister(lane, run_ids, token, self._now())
+        self._meter.kept(lane, token, kept)
+        return kept
 
     def stats(self) -> QueueStats:
         """See LeaseQueue; silent lanes are found out first."""
-        self._queue.expire(time.monotonic())
-        return self._queue.stats()
+        self._now()
+        return self._meter.stands(self._queue.stats())
+
+    def _now(self) -> float:
+        """The clock; leases that expire by now are taken back and told."""
+        now = time.monotonic()
+        self._meter.expired(self._queue.expire(now))
+        return now
 
 
 def remote_queue() -> Any:  # noqa: ANN401 - Ray makes the class
