@@ -1,5 +1,6 @@
 """Who is told of this process's requests to S3: nobody, until a process that exports metrics asks for it."""
 
+import io
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -40,8 +41,9 @@ def watch(client: Any) -> None:  # noqa: ANN401 - boto3 makes its clients at run
 
 
 def _began(params: Mapping[str, Any], context: dict[str, Any], **_: object) -> None:
-    body = params.get("body")
-    context[_BEGAN] = (time.perf_counter(), len(body) if isinstance(body, bytes | bytearray) else 0)
+    body = params.get("body")  # boto3 makes a file of bytes that are to be stored
+    length = body.getbuffer().nbytes if isinstance(body, io.BytesIO) else len(body or b"")
+    context[_BEGAN] = (time.perf_counter(), length)
 
 
 def _answered(http_response: Any, context: Mapping[str, Any], event_name: str, **_: object) -> None:  # noqa: ANN401
