@@ -245,7 +245,7 @@ class Lane:
             memory_format=self._memory_format,
             logits=self._logits,
         )
-        for progress in self._meter.train(cohort, work.data, memory):
+        for progress in self._meter.train(cohort, work.task, memory):
             work.heartbeat.note_life()
             self._step = progress.step
             pace.note(progress.step, len(cohort.runs), time.perf_counter())

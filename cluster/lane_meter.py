@@ -7,9 +7,8 @@ from typing import Literal
 
 from cluster import metrics
 from cluster.memory import MemoryMeter
-from dass.data.batches import BatchSource
 from dass.kd.cohort import Cohort, Progress
-from dass.records import Status
+from dass.records import Status, Task
 
 MEMORY_EVERY_S = 5.0  # reading it takes up to a millisecond
 
@@ -34,12 +33,12 @@ class LaneMeter:
         metrics.LANE_SECONDS.add(now - self._clock, lane=self._lane, activity=activity)
         self._clock = now
 
-    def train(self, cohort: Cohort, data: BatchSource, memory: MemoryMeter) -> Iterator[Progress]:
-        """What `cohort.train` yields; the time between its yields is counted as training, the other time as other."""
+    def train(self, cohort: Cohort, task: Task, memory: MemoryMeter) -> Iterator[Progress]:
+        """What `cohort.train` yields; the time that it takes is counted as training, the time between as other."""
         for status in Status:
-            metrics.RUNS_ENDED.start(task=data.task.name, status=str(status))
+            metrics.RUNS_ENDED.start(task=task.name, status=str(status))
         recipe, position = cohort.runs[0].recipe, cohort.position
-        batch_images = min(recipe.batch_size, data.num_images("train"))
+        batch_images = min(recipe.batch_size, len(task.train))
         step = None
         progresses = cohort.train()
         while True:
@@ -53,7 +52,7 @@ class LaneMeter:
             if step is None:
                 step = position.epoch * (progress.num_steps // recipe.epochs) + position.batch
             students = len(cohort.runs) + len(progress.ended)
-            self._count(data.task.name, (progress.step - step) * students, batch_images)
+            self._count(task.name, (progress.step - step) * students, batch_images)
             step = progress.step
             metrics.COHORT_STUDENTS.set(students, lane=self._lane)
             self._tell_memory(memory)

@@ -70,7 +70,8 @@ def scraper() -> Iterator[Scraper]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with mock.patch.dict(os.environ, {"RAY_metrics_report_interval_ms": str(EXPORT_MS)}):
+    settings = {"RAY_metrics_report_interval_ms": str(EXPORT_MS), "RAY_enable_metrics_collection": "1"}
+    with mock.patch.dict(os.environ, settings):
         ray.init("local", namespace="dass", num_cpus=2, include_dashboard=False, _metrics_export_port=port)
     try:
         yield Scraper(f"http://{ray.nodes()[0]['NodeManagerAddress']}:{port}/metrics")
