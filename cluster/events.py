@@ -1,13 +1,18 @@
 """What happened and how it goes on: an append-only log of JSON lines in segments, and progress with an ETA.
 
-An object store cannot append, so a lane gathers its events and writes them as numbered segments that never change. What
-was not flushed when a lane is killed is lost, and after a failed write an event may be there twice; the run database
-depends on neither.
+An object store cannot append, so a writer gathers its events and writes them as numbered segments that never change.
+What was not flushed when a writer is killed is lost, and after a failed write an event may be there twice; the run
+database depends on neither.
+
+    by         kinds of events, each with the fields that it has of: run or runs, token, step, reason, decision
+    lanes      lane started, lane ended, cohort, cohort size, cohort halved, ended, failed, lease lost, lease kept, cache
+    the queue  queue started, lease expired, lease released, failed (for lanes that cannot tell any more)
 """
 
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +20,7 @@ from typing import Any
 from cluster.objects import ObjectStore
 from cluster.schema import damaged, encode_json
 from cluster.typed import read_value
-from dass.errors import ConfigError
+from dass.errors import ConfigError, StoreError
 from dass.json_text import parse_json
 
 FOLDER = "events/"
@@ -43,10 +48,18 @@ class EventLog:
         lane: the part of the key after events/; two writers may share it.
         segment_events: how many events are gathered before they are written.
         clock: the time, with its zone.
+        in_background: write from a thread, for a writer that must neither wait for the store nor fail with it; what
+            could not be written is tried again with the next segment.
     """
 
     def __init__(
-        self, store: ObjectStore, lane: str, segment_events: int = 200, clock: Callable[[], datetime] = _utc_now
+        self,
+        store: ObjectStore,
+        lane: str,
+        segment_events: int = 200,
+        clock: Callable[[], datetime] = _utc_now,
+        *,
+        in_background: bool = False,
     ) -> None:
         if segment_events < 1:
             raise ConfigError(f"a segment must hold >= 1 events, got {segment_events}; set segment_events")
@@ -54,22 +67,27 @@ class EventLog:
         self._lane = lane
         self._segment_events = segment_events
         self._clock = clock
+        self._in_background = in_background
         self._lines: list[bytes] = []
         self._next_segment: int | None = None
-        self._lock = threading.Lock()
+        self._gathering = threading.Lock()
+        self._writing = threading.Lock()
 
     def emit(self, kind: str, **fields: Any) -> None:  # noqa: ANN401 - JSON-able details
         """Note an event; a number that is not finite becomes a text. Writes a segment when enough are gathered."""
         now = self._clock().astimezone(UTC).isoformat(timespec="milliseconds")
         line = encode_json({"time": now, "lane": self._lane, "kind": kind, "fields": fields})
-        with self._lock:
+        with self._gathering:
             self._lines.append(line)
-            if len(self._lines) >= self._segment_events:
-                self._write()
+            is_full = len(self._lines) >= self._segment_events
+        if is_full:
+            self.flush()
 
     def flush(self) -> None:
         """Write what is gathered as a segment; after a StoreError it is still gathered."""
-        with self._lock:
+        if self._in_background:
+            threading.Thread(target=self._write_or_keep, name=f"events-{self._lane}", daemon=True).start()
+        else:
             self._write()
 
     def close(self) -> None:
@@ -82,16 +100,24 @@ class EventLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _write_or_keep(self) -> None:
+        with suppress(StoreError):
+            self._write()
+
     def _write(self) -> None:
-        if not self._lines:
-            return
-        data = b"".join(line + b"\n" for line in self._lines)
-        if self._next_segment is None:
-            self._next_segment = self._first_free_segment()
-        while not self._store.put_if_absent(self._key(self._next_segment), data):
+        with self._writing:  # held while the store is slow, so not the lock that `emit` needs
+            with self._gathering:
+                lines = tuple(self._lines)
+            if not lines:
+                return
+            data = b"".join(line + b"\n" for line in lines)
+            if self._next_segment is None:
+                self._next_segment = self._first_free_segment()
+            while not self._store.put_if_absent(self._key(self._next_segment), data):
+                self._next_segment += 1
             self._next_segment += 1
-        self._next_segment += 1
-        self._lines.clear()
+            with self._gathering:
+                del self._lines[: len(lines)]
 
     def _first_free_segment(self) -> int:
         names = [key.rpartition("/")[2].removesuffix(".jsonl") for key in self._store.list(f"{FOLDER}{self._lane}/")]

@@ -18,13 +18,16 @@ from typing import Any
 import ray
 import torch
 
+from cluster import s3_observer
 from cluster.cache import load_pack, open_cache
 from cluster.checkpoints import Saved, find_saved, get_checkpoint, put_checkpoint, remove_checkpoints
 from cluster.database import RunDatabase
 from cluster.documents import get_task
 from cluster.events import EventLog
 from cluster.heartbeat import Heartbeat
+from cluster.lane_meter import LaneMeter
 from cluster.memory import MemoryMeter, share_of
+from cluster.metrics import CHECKPOINT_SECONDS, S3Metrics
 from cluster.objects import open_store
 from cluster.plan import FailureKind, cut_cohorts
 from cluster.queue import Lease, LeaseState
@@ -95,6 +98,8 @@ class Lane:
         self._name = name
         self._job = job
         self._queue = queue
+        self._meter = LaneMeter(name)
+        s3_observer.observe(S3Metrics())
         self._store = open_store(job.store_url)
         claim_schema(self._store)  # a lane may start long after its driver: a newer version may own the store by now
         self._database = RunDatabase(self._store)
@@ -105,6 +110,7 @@ class Lane:
             torch.channels_last if job.settings.memory_format == "channels_last" else torch.contiguous_format
         )
         self._pack: Pack | None = None
+        self._step: int | None = None  # of the cohort under training
         self._sizings: dict[tuple[str, int, bool], Sizing] = {}
         self._is_preempted: Callable[[], bool] = lambda: False
         self._last = Sizing.first(job.settings.cohort_size)  # what comes next is most likely of the last kind
@@ -125,25 +131,42 @@ class Lane:
         torch.set_num_threads(self._job.settings.threads)
         self._is_preempted = is_preempted
         ray.get(self._queue.arrive.remote(self._name))
-        busy_at = time.monotonic()
         with self._events:
-            while stays or time.monotonic() - busy_at < self._job.settings.idle_s:
-                if is_preempted():
-                    return
-                reply = ray.get(self._queue.lease.remote(self._name, self._last.size))
-                if reply.state is LeaseState.EMPTY:
-                    return
-                if reply.state is LeaseState.WAIT:
-                    time.sleep(WAIT_S)
-                else:
-                    self._train_lease(reply.lease)
-                    busy_at = time.monotonic()
+            self._events.emit(
+                "lane started", device=device_name(self._device), code_version=code_version(), versions=versions()
+            )
+            self._events.flush()  # the only sign of a lane that dies in its first cohort
+            try:
+                reason = self._lease_all(stays=stays)
+            except Exception as error:
+                self._events.emit("lane ended", reason=_reason(error))
+                raise
+            self._meter.spent("other")
+            self._events.emit("lane ended", reason=reason)
+
+    def _lease_all(self, *, stays: bool) -> str:
+        """Lease and train; why there is nothing more to do here."""
+        busy_at = time.monotonic()
+        while stays or time.monotonic() - busy_at < self._job.settings.idle_s:
+            if self._is_preempted():
+                return "the machine is about to go"
+            reply = ray.get(self._queue.lease.remote(self._name, self._last.size))
+            if reply.state is LeaseState.EMPTY:
+                return "nothing is left"
+            if reply.state is LeaseState.WAIT:
+                time.sleep(WAIT_S)
+                self._meter.spent("waiting")
+            else:
+                self._train_lease(reply.lease)
+                busy_at = time.monotonic()
+        return f"no work for {self._job.settings.idle_s:g} s"
 
     def _train_lease(self, lease: Lease) -> None:
         """Train the runs of a lease; when they fail the queue decides, and what is no fault of a run's own ends the lane.
 
         After an error of the accelerator its process can do no more work, after one of the store no lane can.
         """
+        self._step = None
         try:
             runs = self._without_record(lease)
             settings = self._job.settings
@@ -159,7 +182,9 @@ class Lane:
         """Let the queue decide what follows for those of the runs that the lease still holds."""
         decisions = ray.get(self._queue.fail.remote([run.id for run in runs], lease.token, kind, reason))
         for run_id, decision in decisions.items():
-            self._event("failed", lease, run=run_id, reason=reason, decision=str(decision))
+            self._event("failed", lease, run=run_id, failure=str(kind), reason=reason, decision=str(decision))
+        if kind is not FailureKind.STORE:  # of which the end of the lane will tell, when it can
+            self._events.flush()
 
     def _train_runs(self, lease: Lease, runs: tuple[Run, ...], heartbeat: Heartbeat) -> None:
         """Train runs of one task and teacher, those that stand at one position together, as many as the memory bears."""
@@ -218,6 +243,7 @@ class Lane:
         """Train to the end or until the lease is lost; what is done or lost leaves `work.left`. Uses the states up."""
         began = datetime.now(UTC)
         checkpointed = time.monotonic()
+        self._step = None
         self._event("cohort", work.lease, runs=[run.id for run in runs], size=len(runs), task=work.task.name)
         memory, pace = MemoryMeter(self._device, share_of(self._job.settings)), Pace()
         cohort = Cohort(
@@ -231,8 +257,9 @@ class Lane:
             memory_format=self._memory_format,
             logits=self._logits,
         )
-        for progress in cohort.train():
+        for progress in self._meter.train(cohort, work.task, memory):
             work.heartbeat.note_life()
+            self._step = progress.step
             pace.note(progress.step, len(cohort.runs), time.perf_counter())
             for ended in progress.ended:
                 self._record(ended, work.lease, work.task, began)
@@ -243,7 +270,7 @@ class Lane:
                 checkpointed = time.monotonic()
             is_held = ray.get(self._queue.heartbeat.remote(self._name, work.lease.token, saved))
             if not is_held and work.left:
-                self._take_again(work, cohort, progress.step)
+                self._take_again(work, cohort)
             if cohort.runs and self._is_preempted():
                 self._leave(work, cohort)
             if not cohort.runs:
@@ -255,15 +282,15 @@ class Lane:
         choice = {"size": self._last.size, "reason": self._last.reason}
         self._event("cohort size", work.lease, **choice, measured=asdict(cohort))
 
-    def _take_again(self, work: _Work, cohort: Cohort, step: int) -> None:
+    def _take_again(self, work: _Work, cohort: Cohort) -> None:
         """Register with a queue that was started again and go on with those runs that it leaves to this lane."""
         kept = ray.get(self._queue.reregister.remote(self._name, list(work.left), work.lease.token))
-        for run_id in work.left.keys() - set(kept):
+        lost = sorted(work.left.keys() - set(kept))
+        for run_id in lost:
             run = work.left.pop(run_id)
             if run in cohort.runs:
                 cohort.drop(run_id)
-        if not kept:
-            self._event("lease lost", work.lease, step=step)
+        self._event("lease lost" if lost else "lease kept", work.lease, runs=lost or list(kept))
 
     def _leave(self, work: _Work, cohort: Cohort) -> None:
         """Save what is trained here, and hand back all that is leased."""
@@ -287,8 +314,9 @@ class Lane:
             provenance=self._provenance(ended, lease, began),
             weights=None if ended.weights is None else put_weights(self._store, ended.weights),
         )
-        self._database.add(record)
         status = ended.result.status
+        if self._database.add(record):
+            self._meter.ended(task.name, status)
         if not ray.get(self._queue.complete.remote(run.id, lease.token, status)):
             diverged = {run.id} if status is Status.DIVERGED else set()
             ray.get(self._queue.recorded.remote({run.id}, diverged))
@@ -311,13 +339,15 @@ class Lane:
         )
 
     def _checkpoint(self, lease: Lease, cohort: Cohort) -> dict[str, Position]:
-        for run in cohort.runs:
-            put_checkpoint(self._store, run.id, lease.token, cohort.state(run.id))
+        with CHECKPOINT_SECONDS.timed():
+            for run in cohort.runs:
+                put_checkpoint(self._store, run.id, lease.token, cohort.state(run.id))
         self._events.flush()
         return {run.id: cohort.position for run in cohort.runs}
 
     def _event(self, kind: str, lease: Lease, **fields: Any) -> None:  # noqa: ANN401 - any JSON type
-        self._events.emit(kind, token=str(lease.token), **fields)
+        step = {} if self._step is None else {"step": self._step}
+        self._events.emit(kind, token=str(lease.token), **step, **fields)
 
     def _load_pack(self, task: Task) -> Pack:
         if self._pack is None or self._pack.id != task.source:

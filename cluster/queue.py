@@ -225,10 +225,10 @@ class LeaseQueue:
         owned = [run_id for run_id in dict.fromkeys(run_ids) if self._owner.get(run_id) == token]
         return {run_id: self._end_attempt(run_id, kind, reason) for run_id in owned}
 
-    def arrive(self, lane: str, now: float) -> None:
+    def arrive(self, lane: str, now: float) -> dict[str, Decision]:
         """A lane begins a life: what an earlier one held is taken back, for it died of it, or of its node."""
         self._lives[lane] += 1
-        self.release(lane, now, FailureKind.LANE_LOST)
+        return self.release(lane, now, FailureKind.LANE_LOST)
 
     def release(self, lane: str, now: float, kind: FailureKind = FailureKind.RETURNED) -> dict[str, Decision]:
         """Take back all that a lane holds because it ends, or is known to be dead; what follows for each run."""

@@ -11,6 +11,7 @@ from cluster.database import RunDatabase
 from cluster.objects import open_store
 from cluster.plan import Decision, FailureKind, teacher_run
 from cluster.queue import LeaseQueue, LeaseReply, QueueStats, claim_incarnation
+from cluster.queue_meter import QueueMeter
 from dass.records import Run, Status
 
 
@@ -37,18 +38,19 @@ class QueueActor:
             grace_until=time.monotonic() + grace_s if _was_restarted() else -math.inf,
             **settings,
         )
+        self._meter = QueueMeter(store, self._queue.incarnation, len(runs))
 
     def lease(self, lane: str, max_runs: int) -> LeaseReply:
         """See LeaseQueue."""
-        return self._queue.lease(lane, max_runs, time.monotonic())
+        return self._meter.granted(lane, self._queue.lease(lane, max_runs, self._now()))
 
     def heartbeat(self, lane: str, token: Token, saved: Mapping[str, Hashable] | None = None) -> bool:
         """See LeaseQueue."""
-        return self._queue.heartbeat(lane, token, time.monotonic(), saved)
+        return self._queue.heartbeat(lane, token, self._now(), saved)
 
     def complete(self, run_id: str, token: Token, status: Status = Status.FINISHED) -> bool:
         """See LeaseQueue."""
-        return self._queue.complete(run_id, token, time.monotonic(), status)
+        return self._queue.complete(run_id, token, self._now(), status)
 
     def recorded(self, run_ids: AbstractSet[str], diverged: AbstractSet[str] = frozenset()) -> None:
         """See LeaseQueue."""
@@ -56,20 +58,28 @@ class QueueActor:
 
     def fail(self, run_ids: Iterable[str], token: Token, kind: FailureKind, reason: str = "") -> dict[str, Decision]:
         """See LeaseQueue."""
-        return self._queue.fail(run_ids, token, kind, time.monotonic(), reason)
+        return self._meter.failed(kind, self._queue.fail(run_ids, token, kind, self._now(), reason))
 
-    def arrive(self, lane: str) -> None:
+    def arrive(self, lane: str) -> dict[str, Decision]:
         """See LeaseQueue."""
-        self._queue.arrive(lane, time.monotonic())
+        return self._meter.released(FailureKind.LANE_LOST, self._queue.arrive(lane, self._now()))
 
     def reregister(self, lane: str, run_ids: Iterable[str], token: Token) -> tuple[str, ...]:
         """See LeaseQueue."""
-        return self._queue.reregister(lane, run_ids, token, time.monotonic())
+        kept = self._queue.reregister(lane, run_ids, token, self._now())
+        self._meter.kept(lane, token, kept)
+        return kept
 
     def stats(self) -> QueueStats:
         """See LeaseQueue; silent lanes are found out first."""
-        self._queue.expire(time.monotonic())
-        return self._queue.stats()
+        self._now()
+        return self._meter.stands(self._queue.stats())
+
+    def _now(self) -> float:
+        """The clock; leases that expire by now are taken back and told."""
+        now = time.monotonic()
+        self._meter.expired(self._queue.expire(now))
+        return now
 
 
 def remote_queue() -> Any:  # noqa: ANN401 - Ray makes the class

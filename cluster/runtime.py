@@ -54,6 +54,10 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        os.environ.setdefault(
+            "RAY_enable_metrics_collection", "0"
+        )  # nobody reads them, and Ray would open a port for all
     local = {} if address else {"num_cpus": num_cpus, "include_dashboard": False}
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:

@@ -24,6 +24,7 @@ from botocore import exceptions as boto
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
 
+from cluster import s3_observer
 from cluster.objects import Entry, check_key, check_size
 from cluster.redact import redacted
 from cluster.s3_failures import (
@@ -257,7 +258,7 @@ _making = threading.Lock()
 @cache
 def client_of(process: int, patience_s: float) -> Any:  # noqa: ANN401, ARG001 - a child must not share its parent's sockets
     """The client of this process, for all threads; its timeouts leave time for a second try."""
-    return boto3.session.Session().client(
+    client = boto3.session.Session().client(
         "s3",
         config=Config(
             connect_timeout=min(10.0, patience_s / 3),
@@ -269,6 +270,8 @@ def client_of(process: int, patience_s: float) -> Any:  # noqa: ANN401, ARG001 -
             tcp_keepalive=True,
         ),
     )
+    s3_observer.watch(client)
+    return client
 
 
 def _whole(answer: dict[str, Any], key: str) -> bytes:

@@ -1,7 +1,8 @@
 """What can go wrong on the way to an S3 bucket: what is worth another try, for how long, and what the user is told.
 
-Pure but for the clock and the sleep that come in. Amazon's servers, Ceph, MinIO and others name their errors alike; what
-is no answer of a server, such as a refused connection, has one of the codes of `Local`.
+Pure but for the clock and the sleep that come in, and the observer that hears of repeated requests. Amazon's servers,
+Ceph, MinIO and others name their errors alike; what is no answer of a server, such as a refused connection, has one of
+the codes of `Local`.
 """
 
 import itertools
@@ -13,6 +14,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TypeVar
 
+from cluster import s3_observer
 from cluster.redact import redacted
 from dass.errors import StoreError
 
@@ -121,6 +123,7 @@ class Patience:
                 is_spent = failure.elapsed_s + pause_s > self.total_s
                 if not is_retryable(failure) or is_spent or tries >= _most_tries(failure):
                     raise
+                s3_observer.repeated(failure.code)
             self.sleep(pause_s)
         raise AssertionError("the loop above ends by itself")
 

@@ -49,7 +49,7 @@ from cluster.weights import put_weights
 from dass.data.batches import ResidentBatches
 from dass.data.sources import read_source
 from dass.data.splits import assign_parts, class_splits
-from dass.kd.cohort import Ended, Progress
+from dass.kd.cohort import Ended, Position, Progress
 from dass.kd.teacher import teacher_run
 from dass.networks import build
 from dass.records import CurvePoint, Provenance, Recipe, Record, Result, Run, Status, Task
@@ -85,6 +85,7 @@ class IdleCohort:
 
     def __init__(self, runs: Sequence[Run], *_: object, **__: object) -> None:
         self.runs = tuple(runs)
+        self.position = Position()
 
     def train(self) -> Iterator[Progress]:
         """One yield."""

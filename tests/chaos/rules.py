@@ -243,7 +243,7 @@ class QueueRules:
             "complete": self._complete,
             "recorded": self._recorded,
             "fail": self._fail,
-            "release": self._release,
+            "arrive": self._arrive,
             "reregister": self._reregister,
             "stats": self._stats,
         }
@@ -304,9 +304,9 @@ class QueueRules:
         self._drop(set(reply))
         self._learn(reply)
 
-    def _release(self, caller: str, reply: dict[str, Decision], lane: str, kind: object = None) -> None:
+    def _arrive(self, caller: str, reply: dict[str, Decision], lane: str) -> None:
         held = {run_id for held in self._leases.values() if held.lane == lane for run_id in held.run_ids}
-        self._expect(reply.keys() == held, f"{lane} releases {sorted(reply)}, not the {sorted(held)} that it holds")
+        self._expect(reply.keys() == held, f"{lane} lost {sorted(reply)}, not the {sorted(held)} that it holds")
         self._drop(held)
         self._learn(reply)
 

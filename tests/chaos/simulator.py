@@ -22,15 +22,16 @@ from ray.exceptions import RayError
 import cluster.events
 import cluster.heartbeat
 import cluster.lane
-import cluster.queue
+import cluster.queue_actor
+import cluster.queue_meter
 from cluster.compaction import compact
 from cluster.database import RunDatabase
 from cluster.documents import put_task
 from cluster.lane import Lane, LaneJob
-from cluster.lanes import lanes_for
 from cluster.memory import MemoryUse
-from cluster.plan import Plan, pending
-from cluster.queue import QueueActor, QueueStats
+from cluster.plan import Plan
+from cluster.queue import QueueStats
+from cluster.queue_actor import QueueActor
 from cluster.settings import LaneConfig
 from dass.errors import DassError
 from dass.records import Recipe, Run, Student, Task
@@ -55,7 +56,7 @@ START_S = (1.0, 6.0)  # Ray Train starts a lane
 THINK_S = (1.0, 20.0)  # the user submits again
 ORPHAN_S = 25.0  # for how long lanes may outlive their driver
 CALM_S = 4000.0  # within which everything must be done once the faults have ended
-CALLS = ("lease", "heartbeat", "complete", "recorded", "fail", "release", "reregister")
+CALLS = ("lease", "heartbeat", "complete", "recorded", "fail", "arrive", "reregister")
 WRITES = {
     "lane": ("put checkpoints/", "put_if_absent records/", "put_if_absent blobs/", "delete checkpoints/"),
     "queue": ("put_if_absent queue/",),
@@ -354,9 +355,10 @@ class _Cluster:
                 {"ray": self.ray, "time": time, "threading": SimulatedThreading(world), "os": SimulatedOs(world)},
             ),
             (
-                cluster.queue,
+                cluster.queue_actor,
                 {"time": time, "open_store": lambda url: self.store, "_was_restarted": self._was_restarted},
             ),
+            (cluster.queue_meter, {"EventLog": lambda *_, **__: SimpleNamespace(emit=_nothing, flush=_nothing)}),
         ]
         with pytest.MonkeyPatch.context() as patch:
             for place, values in changes:
@@ -366,6 +368,10 @@ class _Cluster:
 
     def _was_restarted(self) -> bool:
         return not self.world.process.name.endswith("#1")
+
+
+def _nothing(*_: object, **__: object) -> None:
+    pass
 
 
 class _User:
@@ -408,10 +414,9 @@ class _Submission:
 
     def _drive(self) -> None:
         cluster, settings = self._cluster, self._cluster.settings
-        left = pending(cluster.plan, RunDatabase(cluster.store).finished_ids())
         self.queue = queue = Actor(cluster.world, f"queue {self._name}", self._make_queue, self._observe)
         cluster.ray.get(queue.stats.remote())
-        self.lanes = [_LaneLives(cluster, queue, self._name, number) for number in range(lanes_for(left, settings))]
+        self.lanes = [_LaneLives(cluster, queue, self._name, number) for number in range(settings.num)]
         while not all(lane.is_over for lane in self.lanes):
             cluster.ray.get(queue.stats.remote())
             cluster.world.sleep(POLL_S)

@@ -79,9 +79,9 @@ def trained_without_ray(site: Site, plan: Plan) -> dict[str, Ended]:
     return {ended.run.id: ended for ended in (teacher, *alone)}
 
 
-def queue_of(site: Site, plan: Plan) -> Any:
+def queue_of(site: Site, plan: Plan, lease_s: float = LANES.lease_s) -> Any:
     """A handle of the plan's queue."""
-    return remote_queue().remote(site.store.url, plan.runs, lease_s=LANES.lease_s)
+    return remote_queue().remote(site.store.url, plan.runs, lease_s=lease_s)
 
 
 def in_process(site: Site, queue: Any, lanes: LaneConfig = LANES) -> Lane:

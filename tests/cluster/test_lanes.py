@@ -173,6 +173,29 @@ def test_a_lane_ends_with_what_a_new_process_or_a_mended_store_cures(
         lane.work()
     stats = ray.get(queue.stats.remote())
     assert (stats.running, dict(stats.failed)) == (0, {})
+    *_, failed, ended = read_events(site.store, "lane0")
+    assert failed.fields == {
+        "run": plan.runs[0].id,
+        "token": "1-1",
+        "failure": "store" if isinstance(error, StoreError) else "error",
+        "reason": f"{type(error).__name__}: {error}",
+        "decision": "retry" if isinstance(error, StoreError) else "retry alone",
+    }
+    assert (ended.kind, ended.fields) == ("lane ended", {"reason": failed.fields["reason"]})
+
+
+def test_the_reason_of_a_failure_is_in_the_store_before_the_lane_goes_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object) -> None:
+        raise ValueError("no such layer")
+
+    queue = queue_of(site, site.plan())
+    lane = in_process(site, queue)
+    monkeypatch.setattr(lane, "_train_runs", breaks)
+    lane._train_lease(ray.get(queue.lease.remote("lane0", 1)).lease)  # and then the lane is killed
+    (failed,) = read_events(site.store, "lane0")
+    assert failed.fields["reason"] == "ValueError: no such layer"
 
 
 def test_a_checkpoint_that_is_gone_costs_steps_and_not_the_lane(site: Site) -> None:

@@ -34,6 +34,13 @@ def test_without_an_address_a_session_keeps_away_from_somebodys_cluster(somebody
         assert ray.cluster_resources()["CPU"] == 2
 
 
+def test_a_local_session_opens_no_port_for_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_enable_metrics_collection", raising=False)
+    with session(1):
+        assert [node["MetricsExportPort"] for node in ray.nodes()] == [-1]
+
+
 def test_a_folder_that_cannot_be_written_is_told_with_its_variable(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
