@@ -24,6 +24,7 @@ from cluster.database import RunDatabase
 from cluster.documents import get_task
 from cluster.events import EventLog
 from cluster.heartbeat import Heartbeat
+from cluster.lane_reports import LaneReporter
 from cluster.memory import MemoryMeter, share_of
 from cluster.objects import open_store
 from cluster.plan import FailureKind, cut_cohorts
@@ -100,6 +101,10 @@ class Lane:
         self._database = RunDatabase(self._store)
         self._events = EventLog(self._store, name)
         self._device = torch.device("cuda" if job.settings.gpus > 0 else "cpu")
+        reports = open_store(
+            job.store_url, job.settings.report_s
+        )  # soon gives up: the next report says the same and more
+        self._reporter = LaneReporter(reports, name, job.queue, self._device, job.settings)
         self._logits = TeacherLogits()  # the cohorts of one task ask the teacher once
         self._memory_format = (
             torch.channels_last if job.settings.memory_format == "channels_last" else torch.contiguous_format
@@ -119,12 +124,13 @@ class Lane:
         torch.set_num_threads(self._job.settings.threads)
         # what an earlier life of this lane held; it died of it, or of its node
         ray.get(self._queue.release.remote(self._name, FailureKind.LANE_LOST))
-        with self._events:
+        with self._events, self._reporter:
             while True:
                 reply = ray.get(self._queue.lease.remote(self._name, self._last.size))
                 if reply.state is LeaseState.EMPTY:
                     return
                 if reply.state is LeaseState.WAIT:
+                    self._reporter.wait()
                     time.sleep(WAIT_S)
                 else:
                     self._train_lease(reply.lease)
@@ -154,6 +160,7 @@ class Lane:
     def _train_runs(self, lease: Lease, runs: tuple[Run, ...], heartbeat: Heartbeat) -> None:
         """Train runs of one task and teacher, those that stand at one position together, as many as the memory bears."""
         task = get_task(self._store, runs[0].task)
+        self._reporter.hold(lease.token, task.name, [run.id for run in runs])
         data = ResidentBatches.of(self._load_pack(task), task, self._device)
         teacher = None if runs[0].teacher is None else load_teacher(self._database, runs[0].teacher, task.id)
         left = {run.id: run for run in runs}
@@ -221,12 +228,16 @@ class Lane:
             memory_format=self._memory_format,
             logits=self._logits,
         )
+        steps_per_epoch = len(work.data.train_epoch(runs[0].recipe, runs[0].seed, 0))
+        begin = cohort.position.epoch * steps_per_epoch + cohort.position.batch
+        self._reporter.begin(begin, min(runs[0].recipe.batch_size, work.data.num_images("train")))
         for progress in cohort.train():
             work.heartbeat.note_life()
             pace.note(progress.step, len(cohort.runs), time.perf_counter())
             for ended in progress.ended:
                 self._record(ended, work.lease, work.task, began)
                 work.left.pop(ended.run.id)
+            self._reporter.note(progress, len(cohort.runs), list(work.left))
             saved: dict[str, Position] = {}
             if time.monotonic() - checkpointed >= self._job.settings.checkpoint_s:
                 saved = self._checkpoint(work.lease, cohort)
