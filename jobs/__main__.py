@@ -172,11 +172,18 @@ def report(
 
 
 @app.command()
-def status(store: StoreOption = DEFAULT_STORE, is_json: JsonOption = False) -> None:
-    """What is planned, done and left, from the store alone."""
+def status(
+    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    is_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """What is planned, done, running, failing and left, its pace and its cost, from the store alone.
+
+    Of the recipe only its prices are used.
+    """
     from jobs import status as verb
 
-    job = Job.open(recipes.get_recipe("quickstart"), store, Console(is_json=is_json), dry_run=True, is_reader=True)
+    config = configured(recipe, settings)
+    job = Job.open(config, store, Console(is_json=is_json), dry_run=True, is_reader=True)
     job.console.document(verb.run(job))
 
 

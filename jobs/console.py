@@ -17,6 +17,19 @@ WIDE = 1000  # columns where stdout is no terminal: a row stays one line, so tha
 LINE_EVERY_S = 10.0  # where no terminal redraws a bar, a line at least this often
 
 
+def duration(seconds: float) -> str:
+    """A length of time as a person reads it: `45 s`, `12 min`, `3.4 h`, `2.1 days`."""
+    for unit, length, digits in (("days", 86400.0, 1), ("h", 3600.0, 1), ("min", 60.0, 0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.{digits}f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def usd(amount: float) -> str:
+    """An amount of money as a person reads it: cents where they matter, and fractions of one where there is no more."""
+    return f"${amount:,.0f}" if amount >= 1000 else f"${amount:.2f}" if amount >= 1 else f"${amount:.2g}"
+
+
 class Bar:
     """One phase under way; `update` may be called as often as you like."""
 
