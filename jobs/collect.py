@@ -7,7 +7,7 @@ from cluster.plan import Plan
 from dass.data.tasks import TaskSet
 from dass.records import Run, Status
 from dass.seeding import generator
-from jobs import teachers
+from jobs import quote, teachers
 from jobs.job import Job
 from jobs.train_runs import train_runs
 
@@ -32,7 +32,7 @@ def plan(job: Job, tasks: TaskSet) -> Plan:
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Collect what is missing; says how many runs ended how."""
+    """Collect what is missing; says how many runs ended how. With `dry_run`, what it would take instead."""
     tasks = job.tasks()
     collection = plan(job, tasks)
     done = train_runs(job, collection, "collect")
@@ -46,4 +46,5 @@ def run(job: Job) -> dict[str, Any]:
         ("task", "planned", "finished"),
         [(name, planned[name], ended[name]) for name in names.values()],
     )
-    return {**done, "diverged": diverged, "plan": collection.id, "dry_run": job.dry_run}
+    found = {**done, "diverged": diverged, "plan": collection.id, "dry_run": job.dry_run}
+    return {**found, "quote": quote.run(job, collection, tasks)} if job.dry_run else found

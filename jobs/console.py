@@ -22,12 +22,12 @@ def duration(seconds: float) -> str:
     for unit, length, digits in (("days", 86400.0, 1), ("h", 3600.0, 1), ("min", 60.0, 0)):
         if seconds >= 2 * length:
             return f"{seconds / length:.{digits}f} {unit}"
-    return f"{seconds:.0f} s"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
 def usd(amount: float) -> str:
-    """An amount of money as a person reads it: cents where they matter, and fractions of one where there is no more."""
-    return f"${amount:,.0f}" if amount >= 1000 else f"${amount:.2f}" if amount >= 1 else f"${amount:.2g}"
+    """An amount of money as a person reads it, with four digits below a dollar."""
+    return f"${amount:,.0f}" if amount >= 1000 else f"${amount:.2f}" if amount >= 1 else f"${amount:.4f}"
 
 
 class Bar:
