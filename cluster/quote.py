@@ -19,7 +19,7 @@ from cluster.probe import Samples
 from cluster.settings import LaneConfig
 from cluster.sizing import Sizing
 from dass.cost import count_macs
-from dass.records import Run, Status, Task
+from dass.records import Run, Task
 
 LEAST_SPREAD = 0.1
 LEAST_RECORDS = 4
@@ -94,13 +94,12 @@ class RecordedSpeed:
         KeyError: in `run`, for a kind of run of which there are fewer than `LEAST_RECORDS`.
     """
 
-    def __init__(self, runs: Iterable[Run], tasks: Mapping[str, Task], known: Iterable[Outline]) -> None:
-        of = {run.id: run for run in runs}
+    def __init__(self, tasks: Mapping[str, Task], known: Iterable[Outline]) -> None:
         points: dict[tuple[str, bool], list[tuple[float, float]]] = defaultdict(list)
         for outline in known:
-            run = of.get(outline.run_id)
-            if run is not None and outline.status is Status.FINISHED and outline.seconds > 0:
-                points[_kind(run)].append((outline.macs, outline.seconds / len(tasks[run.task].train)))
+            task, recipe, is_teacher = outline.kind
+            if outline.is_measured and task in tasks:
+                points[recipe, is_teacher].append((outline.macs, outline.seconds / len(tasks[task].train)))
         self._lines = {kind: _line(some) for kind, some in points.items() if len(some) >= LEAST_RECORDS}
 
     def knows(self, runs: Iterable[Run]) -> bool:

@@ -14,7 +14,7 @@ from datetime import datetime
 from cluster.effort import Line, fit_line
 from cluster.events import Event, Progress
 from cluster.lane_reports import Heard
-from cluster.outlines import Outline, Outlines
+from cluster.outlines import Kind, Outline, Outlines, kind_of
 from cluster.plan import Decision, blocked
 from dass.records import Run, Status
 
@@ -88,7 +88,7 @@ def standing(
     running = {run_id for each in alive for run_id in each.report.runs} - outlines.run_ids
     failing = _failing(runs, outlines, events)
     given_up = {each.run for each in failing if each.is_given_up} - running
-    lines = fit_lines(runs, outlines.known)
+    lines = fit_lines(outlines.known.values())
     by_task: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_task[run.task].append(run)
@@ -120,25 +120,14 @@ def idle_share(heard: Iterable[Heard]) -> float | None:
     return sum(report.devices * report.idle_s for report in reports) / total if total else None
 
 
-Kind = tuple[str, str, bool]
-
-
-def kind_of(run: Run) -> Kind:
-    """What runs share whose seconds differ by their MACs alone."""
-    return run.task, run.recipe.id, run.teacher is None
-
-
-def fit_lines(runs: Iterable[Run], known: Mapping[str, Outline], least: int = 1) -> dict[Kind, Line]:
-    """The lines of all kinds of work of which at least so many runs have finished."""
+def fit_lines(known: Iterable[Outline]) -> dict[Kind, Line]:
+    """The lines of all kinds of work of which a run has finished."""
     finished: dict[Kind, list[Outline]] = defaultdict(list)
-    for run in runs:
-        outline = known.get(run.id)
-        if outline is not None and outline.status is Status.FINISHED and outline.seconds > 0 and outline.macs > 0:
-            finished[kind_of(run)].append(outline)
+    for outline in known:
+        if outline.is_measured:
+            finished[outline.kind].append(outline)
     return {
-        kind: fit_line([each.macs for each in some], [each.seconds for each in some])
-        for kind, some in finished.items()
-        if len(some) >= least
+        kind: fit_line([each.macs for each in some], [each.seconds for each in some]) for kind, some in finished.items()
     }
 
 

@@ -8,6 +8,7 @@ from dass.data.tasks import TaskSet
 from dass.records import Run, Status
 from dass.seeding import generator
 from jobs import quote, teachers
+from jobs.budget import Budget
 from jobs.job import Job
 from jobs.train_runs import train_runs
 
@@ -35,7 +36,7 @@ def run(job: Job) -> dict[str, Any]:
     """Collect what is missing; says how many runs ended how. With `dry_run`, what it would take instead."""
     tasks = job.tasks()
     collection = plan(job, tasks)
-    done = train_runs(job, collection, "collect")
+    done = train_runs(job, collection, "collect", exceeded=Budget(job).exceeded)
     records = job.records(run.id for run in collection.runs)
     diverged = sum(record.result.status is Status.DIVERGED for record in records.values())
     names = {task.id: task.name for task in tasks.all}

@@ -27,6 +27,8 @@ def duration(seconds: float) -> str:
 
 def usd(amount: float) -> str:
     """An amount of money as a person reads it, with four digits below a dollar."""
+    if 0 < amount < 0.0001:
+        return "under $0.0001"
     return f"${amount:,.0f}" if amount >= 1000 else f"${amount:.2f}" if amount >= 1 else f"${amount:.4f}"
 
 

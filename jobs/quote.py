@@ -44,7 +44,7 @@ def run(job: Job, plan: Plan, tasks: TaskSet) -> dict[str, Any]:
         job.console.tell("Nothing is left to train.")
         return {"runs": 0}
     sizes = _store_bytes(job, left, by_id)
-    source = _source(job, plan, left, by_id, outlines.known.values())
+    source = _source(job, left, by_id, outlines.known.values())
     if source is None:
         job.console.tell(
             "No quote of time and cost: lanes.gpus asks for a GPU, and there is none here nor records of this recipe; run it "
@@ -68,21 +68,17 @@ def run(job: Job, plan: Plan, tasks: TaskSet) -> dict[str, Any]:
     }
 
 
-def _source(
-    job: Job, plan: Plan, left: Sequence[Run], tasks: Mapping[str, Task], known: Iterable[Outline]
-) -> _Source | None:
+def _source(job: Job, left: Sequence[Run], tasks: Mapping[str, Task], known: Iterable[Outline]) -> _Source | None:
     """Records of the recipe on the device at hand if there are enough, else a measurement, else records of any device."""
     lanes, outlines = job.config.lanes, list(known)
     is_here = lanes.gpus == 0 or torch.cuda.is_available()
     here = device_name(torch.device("cuda" if lanes.gpus else "cpu")) if is_here else ""
-    planned = {run.id for run in plan.runs}
-    devices = Counter(outline.device for outline in outlines if outline.run_id in planned)
+    devices = Counter(outline.device for outline in outlines if outline.is_measured)
     for device in [here] if is_here else [name for name, _ in devices.most_common()]:
         mine = [outline for outline in outlines if outline.device == device]
-        recorded = RecordedSpeed(plan.runs, tasks, mine)
+        recorded = RecordedSpeed(tasks, mine)
         if recorded.knows(left):
-            num = sum(outline.run_id in planned for outline in mine)
-            return _Source(recorded, device, f"from {num} records of this recipe on {device}")
+            return _Source(recorded, device, f"from the records of these recipes on {device}")
     if not is_here:
         return None
     task = tasks[left[0].task]

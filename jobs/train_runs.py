@@ -1,12 +1,13 @@
 """Train what a plan still lacks, on lanes, with progress; what `teachers`, `collect`, `search` and `distil` share."""
 
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
 from cluster.documents import put_document, put_latest
 from cluster.plan import Plan, pending
 from cluster.runtime import preflight, session
-from dass.errors import ClusterError
+from dass.errors import BudgetSpentError, ClusterError
 from jobs.job import Job
 
 
@@ -16,16 +17,27 @@ def counts(job: Job, plan: Plan) -> dict[str, int]:
     return {"planned": len(plan.runs), "ended": len(plan.runs) - num_pending, "pending": num_pending}
 
 
-def train_runs(job: Job, plan: Plan, phase: str, *, keep_weights: bool = False) -> dict[str, Any]:
+def train_runs(
+    job: Job,
+    plan: Plan,
+    phase: str,
+    *,
+    keep_weights: bool = False,
+    exceeded: Callable[[], str | None] = lambda: None,
+) -> dict[str, Any]:
     """Run what is pending; returns the counts at the end. With `dry_run` only the counts.
 
+    exceeded: asked again and again; once it names a limit, the lanes end from their last checkpoints.
+
     Raises:
+        BudgetSpentError: a limit was exceeded and runs are still pending.
         ClusterError: runs are still pending when the lanes have ended; the message names the reasons.
     """
     before = counts(job, plan)
     if job.dry_run:
         return before
     if before["pending"]:
+        _check_budget(exceeded(), before)
         preflight(job.store.url, job.config.lanes.gpus)
     put_document(job.store, "plan", plan.id, plan.to_document())
     put_latest(job.store, f"plan-{plan.name}", {"plan": plan.id})
@@ -34,13 +46,17 @@ def train_runs(job: Job, plan: Plan, phase: str, *, keep_weights: bool = False) 
     from cluster.lanes import run_plan  # Ray is imported only where something trains
 
     reasons: dict[str, str] = {}
+    limit: str | None = None
     lanes = run_plan(job.store.url, plan, job.config.lanes, keep_weights=keep_weights)
     with session(), job.console.phase(phase) as bar, closing(lanes):
         bar.update(before["ended"], before["planned"], "starting lanes")
         for stats in lanes:
             bar.update(stats.finished, before["planned"], f"{stats.running} running")
             reasons = dict(stats.failed)
+            if (limit := exceeded()) is not None:
+                break
     after = counts(job, plan)
+    _check_budget(limit, after)
     if after["pending"]:
         told = "; ".join(sorted(set(reasons.values()))[:3]) or "the lanes ended early"
         raise ClusterError(
@@ -48,3 +64,11 @@ def train_runs(job: Job, plan: Plan, phase: str, *, keep_weights: bool = False) 
             "in the store, then submit the same job again: what is finished is kept"
         )
     return after
+
+
+def _check_budget(limit: str | None, counted: dict[str, int]) -> None:
+    if limit is not None and counted["pending"]:
+        raise BudgetSpentError(
+            f"a collection must stay within {limit} with {counted['pending']} of {counted['planned']} runs left; raise the "
+            "limit and submit the same job again: what is finished is kept, and `collect --dry-run` quotes what is left"
+        )
