@@ -30,6 +30,7 @@ QUANTILES = (0.5, 0.1, 0.9)  # of the students by their MACs: where cohorts are 
 _VALID_IMAGES = 256
 _TRAIN_BATCHES = 40
 _LOOK = 5  # most steps between two looks at the clock
+_MOST_LOOKS = 20  # at one cohort
 _MEET_S = 120.0  # for how long processes wait for each other to have started
 
 Point = tuple[float, float]  # MACs, and seconds for a student
@@ -39,7 +40,7 @@ Point = tuple[float, float]  # MACs, and seconds for a student
 class Work:
     """What is to be measured: plain values, because they cross to other processes.
 
-    students: what may be trained, by rising MACs. seconds: how long to measure, about.
+    students: what may be trained, by rising MACs. seconds: how long to measure at most, about.
     """
 
     task: Task
@@ -157,7 +158,7 @@ class _Bench:
         )
 
     def _cohort(self, runs: Sequence[Run], teacher: Teacher | None, seconds: float) -> Samples:
-        """Steps of one cohort for about so many seconds; the first look, until which it warms up, does not count."""
+        """Steps of one cohort for at most about so many seconds; until the first look it warms up, which does not count."""
         began = time.perf_counter()
         cohort = Cohort(
             runs,
@@ -175,7 +176,7 @@ class _Bench:
             if last is not None:
                 steps.append((macs, (now - last[0]) / (progress.step - last[1]) / len(runs)))
             last = now, progress.step
-            if len(steps) >= 2 and now - began > seconds:
+            if len(steps) >= _MOST_LOOKS or (len(steps) >= 2 and now - began > seconds):
                 break
         saving = time.perf_counter()
         states = [cohort.state(run.id) for run in runs]

@@ -148,7 +148,7 @@ def quote(runs: Sequence[Run], tasks: Mapping[str, Task], speed: Speed, settings
         took = [speed.run(run, tasks[task], _macs(run, tasks[task]), asked) for run in some]
         cohorts[task] = [sum(took[start : start + size], NOTHING) for start in range(0, len(took), size)]
     work = sum(teachers.values(), sum((each for some in cohorts.values() for each in some), NOTHING))
-    num_jobs = len(teachers) + sum(map(len, cohorts.values()))
+    num_jobs = max(len(teachers), sum(map(len, cohorts.values())))
     return Quote(
         num_teachers=len(teachers),
         num_students=sum(map(len, students.values())),

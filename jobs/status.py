@@ -143,11 +143,10 @@ def _tell_cost(job: Job, cost: Mapping[str, Any]) -> None:
         return
     idle = "" if cost["idle_share"] is None else f", {100 * cost['idle_share']:.0f} % of them idle"
     each = "" if cost["usd_per_record"] is None else f", {usd(cost['usd_per_record'])} a record"
-    sources = "; ".join(f"{device}: {row['source']}" for device, row in cost["devices"].items())
     market = cost["market"].replace("_", " ")
-    job.console.tell(
-        f"Cost: {cost['device_hours']:.2f} device-hours so far{idle}; {usd(cost['usd'])} {market}{each} ({sources})"
-    )
+    job.console.tell(f"Cost: {cost['device_hours']:.2f} device-hours so far{idle}; {usd(cost['usd'])} {market}{each}")
+    for device, row in cost["devices"].items():
+        job.console.tell(f"      {device}: {usd(row[cost['market']])} an hour, {row['source']}")
 
 
 def _lane_row(lane: Mapping[str, Any]) -> tuple[Any, ...]:
