@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TypeVar
 
 from cluster.objects import ObjectStore
-from cluster.packed import PACKED, SUFFIX, PackedIndex, read_ids, read_rows
+from cluster.outlines import OUTLINE_COLUMNS, Outlines, record_outline, row_outline
+from cluster.packed import PACKED, SUFFIX, PackedIndex, read_columns, read_ids, read_rows
 from cluster.parallel import PARALLEL, each
 from cluster.schema import damaged, record_from_json, record_to_json
 from cluster.tables import table_to_records
@@ -101,17 +102,44 @@ class RunDatabase:
 
     def loose_keys(self) -> Iterator[str]:
         """The keys of all loose records, sorted."""
-        if not self.store.is_remote:
-            return self.store.list(LOOSE)
-        first = list(itertools.islice(self.store.list(LOOSE), _FEW))
-        if len(first) < _FEW:
-            return iter(first)
-        prefixes = [f"{LOOSE}{shard}/" for shard in _SHARDS]
-        return itertools.chain.from_iterable(each(self.store, lambda prefix: list(self.store.list(prefix)), prefixes))
+        return self._listed(self.store.list)
+
+    def outlines(self, always: Collection[str] = (), most_loose: int = 2000) -> Outlines:
+        """Which runs have a record and what is quickly known of them, in seconds for 100,000 records.
+
+        always: runs whose record is read in any case. most_loose: how many other loose records are read, the newest.
+
+        Raises:
+            StoreError, SchemaTooNewError: as in `scan`.
+        """
+        return self._settled(lambda: self._outlines(frozenset(always), most_loose))
 
     def packed(self) -> PackedIndex:
         """Where the packed records lie now; reads the ids of the files that are new since the last call."""
         return self._settled(self._look_at_packed)
+
+    def _outlines(self, always: frozenset[str], most_loose: int) -> Outlines:
+        loose = {loose_id(entry.key): entry.modified_at for entry in self._listed(self.store.entries)}
+        index = self._look_at_packed()
+        known = [
+            row_outline(row, file.key)
+            for file, rows in index.rows(None)
+            for row in read_columns(self.store, file.entry, rows, OUTLINE_COLUMNS).to_pylist()
+        ]
+        left = sorted(loose.keys() - set(index.run_ids()), key=lambda run_id: (run_id in always, loose[run_id]))
+        read = left[max(0, len(left) - most_loose - len(always)) :]
+        known += map(record_outline, self._read_loose(read))
+        return Outlines(loose.keys() | set(index.run_ids()), {each.run_id: each for each in known}, loose)
+
+    def _listed(self, listing: Callable[[str], Iterator[_Out]]) -> Iterator[_Out]:
+        """What `listing` gives of all loose records, in their keys' order; a long remote one in shards."""
+        if not self.store.is_remote:
+            return listing(LOOSE)
+        first = list(itertools.islice(listing(LOOSE), _FEW))
+        if len(first) < _FEW:
+            return iter(first)
+        prefixes = [f"{LOOSE}{shard}/" for shard in _SHARDS]
+        return itertools.chain.from_iterable(each(self.store, lambda prefix: list(listing(prefix)), prefixes))
 
     def _pass(self, wanted: frozenset[str] | None, seen: set[str]) -> Iterator[Record]:
         """Every wanted record that was not seen; ObjectNotFoundError when a compaction came in between."""

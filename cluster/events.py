@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cluster.objects import ObjectStore
+from cluster.parallel import each
 from cluster.schema import damaged, encode_json
 from cluster.typed import read_value
 from dass.errors import ConfigError, StoreError
@@ -134,11 +135,26 @@ def read_events(store: ObjectStore, lane: str | None = None) -> Iterator[Event]:
         StoreError: a segment is damaged; the message names it.
     """
     for key in store.list(f"{FOLDER}{lane}/" if lane else FOLDER):
-        for line in store.get(key).splitlines():
-            try:
-                yield read_value(Event, parse_json(line))
-            except ValueError as error:
-                raise damaged(key, f"the line {line[:80]!r}") from error
+        yield from _events(store.get(key), key)
+
+
+def read_newest(store: ObjectStore, most_segments: int) -> list[Event]:
+    """The events of the segments that were written last, by their time; errors as in `read_events`."""
+    entries = sorted(store.entries(FOLDER), key=lambda entry: entry.modified_at)
+    keys = [entry.key for entry in entries[max(0, len(entries) - most_segments) :]]
+    read = zip(each(store, store.get, keys), keys, strict=True)
+    return sorted((event for data, key in read for event in _events(data, key)), key=lambda event: event.time)
+
+
+def _events(data: bytes, key: str) -> Iterator[Event]:
+    for line in data.splitlines():
+        try:
+            event = read_value(Event, parse_json(line))
+            if datetime.fromisoformat(event.time).tzinfo is None:
+                raise ValueError("its time has no zone")
+            yield event
+        except ValueError as error:
+            raise damaged(key, f"the line {line[:80]!r}") from error
 
 
 @dataclass(frozen=True)
@@ -150,20 +166,20 @@ class Progress:
     how often one looks.
 
     Args:
-        total: what there is to do.
+        total: what there is to do, in any unit.
         done: what is done, parts of runs included if one likes, and what was done before this job began.
         elapsed_s: seconds since this job began.
         weighted_done, weighted_s: sums of what was done and of the seconds, each with its weight.
     """
 
-    total: int
+    total: float
     done: float = 0
     elapsed_s: float = 0.0
     half_life_s: float = 600.0
     weighted_done: float = 0.0
     weighted_s: float = 0.0
 
-    def after(self, done: float, elapsed_s: float, total: int | None = None) -> "Progress":
+    def after(self, done: float, elapsed_s: float, total: float | None = None) -> "Progress":
         """The state when `done` is done at `elapsed_s`; a time that does not advance only changes the counts."""
         step_s = max(elapsed_s - self.elapsed_s, 0.0)
         kept = 0.5 ** (step_s / self.half_life_s)

@@ -26,6 +26,7 @@ from cluster.documents import get_task
 from cluster.events import EventLog
 from cluster.heartbeat import Heartbeat
 from cluster.lane_meter import LaneMeter
+from cluster.lane_reports import LaneReporter
 from cluster.memory import MemoryMeter, share_of
 from cluster.metrics import CHECKPOINT_SECONDS, S3Metrics
 from cluster.objects import open_store
@@ -105,6 +106,10 @@ class Lane:
         self._database = RunDatabase(self._store)
         self._events = EventLog(self._store, name)
         self._device = torch.device("cuda" if job.settings.gpus > 0 else "cpu")
+        reports = open_store(
+            job.store_url, job.settings.report_s
+        )  # soon gives up: the next report says the same and more
+        self._reporter = LaneReporter(reports, name, job.queue, self._device, job.settings)
         self._logits = TeacherLogits()  # the cohorts of one task ask the teacher once
         self._memory_format = (
             torch.channels_last if job.settings.memory_format == "channels_last" else torch.contiguous_format
@@ -131,7 +136,7 @@ class Lane:
         torch.set_num_threads(self._job.settings.threads)
         self._is_preempted = is_preempted
         ray.get(self._queue.arrive.remote(self._name))
-        with self._events:
+        with self._events, self._reporter:
             self._events.emit(
                 "lane started", device=device_name(self._device), code_version=code_version(), versions=versions()
             )
@@ -154,6 +159,7 @@ class Lane:
             if reply.state is LeaseState.EMPTY:
                 return "nothing is left"
             if reply.state is LeaseState.WAIT:
+                self._reporter.wait()
                 time.sleep(WAIT_S)
                 self._meter.spent("waiting")
             else:
@@ -189,6 +195,7 @@ class Lane:
     def _train_runs(self, lease: Lease, runs: tuple[Run, ...], heartbeat: Heartbeat) -> None:
         """Train runs of one task and teacher, those that stand at one position together, as many as the memory bears."""
         task = get_task(self._store, runs[0].task)
+        self._reporter.hold(lease.token, task.name, [run.id for run in runs])
         data = ResidentBatches.of(self._load_pack(task), task, self._device)
         teacher = None if runs[0].teacher is None else load_teacher(self._database, runs[0].teacher, task.id)
         left = {run.id: run for run in runs}
@@ -257,6 +264,9 @@ class Lane:
             memory_format=self._memory_format,
             logits=self._logits,
         )
+        steps_per_epoch = len(work.data.train_epoch(runs[0].recipe, runs[0].seed, 0))
+        begin = cohort.position.epoch * steps_per_epoch + cohort.position.batch
+        self._reporter.begin(begin, min(runs[0].recipe.batch_size, work.data.num_images("train")))
         for progress in self._meter.train(cohort, work.task, memory):
             work.heartbeat.note_life()
             self._step = progress.step
@@ -264,6 +274,7 @@ class Lane:
             for ended in progress.ended:
                 self._record(ended, work.lease, work.task, began)
                 work.left.pop(ended.run.id)
+            self._reporter.note(progress, len(cohort.runs), list(work.left))
             saved: dict[str, Position] = {}
             if time.monotonic() - checkpointed >= self._job.settings.checkpoint_s:
                 saved = self._checkpoint(work.lease, cohort)

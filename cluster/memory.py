@@ -71,6 +71,13 @@ class MemoryMeter:
         return MemoryUse(0, process["VmHWM"], process["VmRSS"] + self._share * free_bytes())
 
 
+def used_bytes(device: torch.device) -> int:
+    """What this process uses now: of the GPU as torch counts it, else of the machine; 0 where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    return _sizes(PROC / "self/status").get("VmRSS", 0)
+
+
 def free_bytes(proc: Path = PROC, cgroup: Path = CGROUP) -> float:
     """What this machine, or the container on it, could still give; infinite where the system does not tell."""
     free = float(_sizes(proc / "meminfo").get("MemAvailable", math.inf))

@@ -114,6 +114,14 @@ def read_ids(store: ObjectStore, entry: Entry) -> PackedFile:
     return PackedFile(entry, ids, *(table.column(name).to_numpy().astype(np.int64) for name in ID_COLUMNS[2:]))
 
 
+def read_columns(store: ObjectStore, entry: Entry, rows: npt.NDArray[np.int64], names: Sequence[str]) -> pa.Table:
+    """Some columns of some rows of a file; errors as in `read_rows`."""
+    with _opened(store, entry) as file:
+        present = [name for name in dict.fromkeys((*ID_COLUMNS, *names)) if name in file.schema_arrow.names]
+        table = _read(file, entry, range(file.num_row_groups), present)
+        return upgraded(table, entry.key, ("schema", *names)).select(list(names)).take(rows)
+
+
 def read_rows(store: ObjectStore, entry: Entry, rows: npt.NDArray[np.int64]) -> pa.Table:
     """Some rows of a file, in the order given, which must rise; no more is read than the groups that hold them.
 

@@ -47,6 +47,9 @@ class LaneConfig:
     cache_dir: str | None = field(
         default=None, metadata={"help": "folder of that cache; none: one in the system's temporary folder"}
     )
+    report_s: float = field(
+        default=30.0, metadata={"help": "seconds between two reports of a lane in the store, which `status` reads"}
+    )
     max_failures: int = field(default=3, metadata={"help": "restarts of one lane by Ray Train before the job fails"})
 
     def __post_init__(self) -> None:
@@ -60,7 +63,7 @@ class LaneConfig:
         for name in ("gpus", "memory_gb", "max_failures", "cache_gb"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"lanes.{name} must be >= 0 and finite, got {getattr(self, name)}; set lanes.{name}")
-        for name in ("checkpoint_s", "lease_s", "hang_s", "idle_s"):
+        for name in ("checkpoint_s", "lease_s", "hang_s", "idle_s", "report_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"lanes.{name} must be > 0 and finite, got {getattr(self, name)}; set lanes.{name}")
         if self.cache_dir is not None and not Path(self.cache_dir).is_absolute():

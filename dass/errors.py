@@ -10,7 +10,8 @@
     ├── StoreError                 the store cannot be read or written
     │   ├── ObjectNotFoundError    no object under this key
     │   └── SchemaTooNewError      written by a newer version of this package
-    └── ClusterError               Ray, a lane or the queue failed in a way that a retry does not cure
+    ├── ClusterError               Ray, a lane or the queue failed in a way that a retry does not cure
+    └── BudgetSpentError           a limit that the user set ended the job; nothing failed
 
 A message has three parts: the rule, what was received, and the remedy. Each error is built from one string alone, so
 that it survives pickling between processes.
@@ -59,3 +60,7 @@ class SchemaTooNewError(StoreError):
 
 class ClusterError(DassError):
     """Ray, a lane or the queue failed in a way that a retry does not cure."""
+
+
+class BudgetSpentError(DassError):
+    """A limit that the user set ended the job before its work was done; nothing failed."""

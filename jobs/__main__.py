@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dass.errors import DassError, InputError
+from dass.errors import BudgetSpentError, DassError, InputError
 from jobs import recipes
 from jobs.config import Config, keys, with_settings, with_values
 from jobs.console import Console
@@ -16,7 +16,7 @@ from jobs.job import Job
 from jobs.recipe_file import from_toml
 
 DEFAULT_STORE = "./dass-store"
-EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
+EXIT_BAD_INPUT, EXIT_FAILED, EXIT_BUDGET_SPENT, EXIT_INTERRUPTED = 2, 1, 3, 130
 
 RecipeOption = Annotated[
     str,
@@ -178,11 +178,18 @@ def report(
 
 
 @app.command()
-def status(store: StoreOption = DEFAULT_STORE, is_json: JsonOption = False) -> None:
-    """What is planned, done and left, from the store alone."""
+def status(
+    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    is_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """What is planned, done, running, failing and left, its pace and its cost, from the store alone.
+
+    Of the recipe only its prices are used.
+    """
     from jobs import status as verb
 
-    job = Job.open(recipes.get_recipe("quickstart"), store, Console(is_json=is_json), dry_run=True, is_reader=True)
+    config = configured(recipe, settings)
+    job = Job.open(config, store, Console(is_json=is_json), dry_run=True, is_reader=True)
     job.console.document(verb.run(job))
 
 
@@ -266,7 +273,10 @@ def _terminate(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - 
 
 
 def main() -> None:
-    """Run the verb; bad input exits with 2, a failure with 1, an interruption with 130, each with one message."""
+    """Run the verb; bad input exits with 2, a failure with 1, a spent budget with 3, an interruption with 130.
+
+    Each with one message.
+    """
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
@@ -275,10 +285,16 @@ def main() -> None:
         sys.exit(EXIT_BAD_INPUT)
     except DassError as error:
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILED)
+        sys.exit(_exit_code(error))
     if code == EXIT_INTERRUPTED:  # what typer returns for a KeyboardInterrupt
         sys.stderr.write("interrupted: what is finished is kept; run the same command again to go on\n")
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _exit_code(error: DassError) -> int:
+    if isinstance(error, InputError):
+        return EXIT_BAD_INPUT
+    return EXIT_BUDGET_SPENT if isinstance(error, BudgetSpentError) else EXIT_FAILED
 
 
 def _usage(error: typer.TyperException) -> str:

@@ -8,7 +8,8 @@ from dass.data.tasks import TaskSet
 from dass.errors import ConfigError
 from dass.records import Run, Status
 from dass.seeding import generator
-from jobs import teachers
+from jobs import quote, teachers
+from jobs.budget import Budget
 from jobs.job import Job
 from jobs.train_runs import train_runs
 
@@ -33,11 +34,11 @@ def plan(job: Job, tasks: TaskSet) -> Plan:
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Collect what is missing; says how many runs ended how."""
+    """Collect what is missing; says how many runs ended how. With `dry_run`, what it would take instead."""
     tasks = job.tasks()
     priority_of = _priority_of(job, tasks)
     collection = plan(job, tasks)
-    done = train_runs(job, collection, "collect", priority_of=priority_of)
+    done = train_runs(job, collection, "collect", priority_of=priority_of, exceeded=Budget(job).exceeded)
     records = job.records(run.id for run in collection.runs)
     diverged = sum(record.result.status is Status.DIVERGED for record in records.values())
     names = {task.id: task.name for task in tasks.all}
@@ -48,7 +49,8 @@ def run(job: Job) -> dict[str, Any]:
         ("task", "planned", "finished"),
         [(name, planned[name], ended[name]) for name in names.values()],
     )
-    return {**done, "diverged": diverged, "plan": collection.id, "dry_run": job.dry_run}
+    found = {**done, "diverged": diverged, "plan": collection.id, "dry_run": job.dry_run}
+    return {**found, "quote": quote.run(job, collection, tasks)} if job.dry_run else found
 
 
 def _priority_of(job: Job, tasks: TaskSet) -> dict[str, int]:

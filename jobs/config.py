@@ -24,6 +24,7 @@ from dass.records import Recipe
 from dass.search.select import SearchConfig
 from dass.spaces import get_space
 from dass.spaces.space import Sampler
+from jobs.prices import PriceConfig
 
 MAX_PARTS = 8  # of a key; no key has more than two
 NONE = "none"  # how a setting without a value is written: TOML has no word for it
@@ -51,11 +52,20 @@ class CollectConfig:
     first: tuple[str, ...] = field(
         default=(), metadata={"help": "names of tasks whose runs go before those of the others, in this order"}
     )
+    max_device_hours: float | None = field(
+        default=None, metadata={"help": "stop when lanes on this store have held devices for so long; none: no limit"}
+    )
+    max_cost: float | None = field(
+        default=None, metadata={"help": "the same in USD, by the price of prices.market; none: no limit"}
+    )
 
     def __post_init__(self) -> None:
         for name, least in (("students_per_task", 2), ("target_students", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"collect.{name} must be >= {least}, got {getattr(self, name)}; set collect.{name}")
+        for name in ("max_device_hours", "max_cost"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ConfigError(f"collect.{name} must be > 0, got {value}; set collect.{name}=none for no limit")
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,7 @@ class Config:
     tune: TuneConfig = field(default_factory=TuneConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     distil: DistilConfig = field(default_factory=DistilConfig)
+    prices: PriceConfig = field(default_factory=PriceConfig)
 
     def __post_init__(self) -> None:
         size, num_students = get_space(self.space).size, self.num_students

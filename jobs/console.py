@@ -17,6 +17,21 @@ WIDE = 1000  # columns where stdout is no terminal: a row stays one line, so tha
 LINE_EVERY_S = 10.0  # where no terminal redraws a bar, a line at least this often
 
 
+def duration(seconds: float) -> str:
+    """A length of time as a person reads it: `45 s`, `12 min`, `3.4 h`, `2.1 days`."""
+    for unit, length, digits in (("days", 86400.0, 1), ("h", 3600.0, 1), ("min", 60.0, 0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.{digits}f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def usd(amount: float) -> str:
+    """An amount of money as a person reads it, with four digits below a dollar."""
+    if 0 < amount < 0.0001:
+        return "under $0.0001"
+    return f"${amount:,.0f}" if amount >= 1000 else f"${amount:.2f}" if amount >= 1 else f"${amount:.4f}"
+
+
 class Bar:
     """One phase under way; `update` may be called as often as you like."""
 

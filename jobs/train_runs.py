@@ -1,6 +1,6 @@
 """Train what a plan still lacks, on lanes, with progress; what `teachers`, `collect`, `search` and `distil` share."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -8,7 +8,7 @@ from cluster.documents import put_document, put_latest
 from cluster.plan import Plan, pending
 from cluster.queue import QueueStats
 from cluster.runtime import preflight, session
-from dass.errors import ClusterError
+from dass.errors import BudgetSpentError, ClusterError
 from jobs.job import Job
 
 
@@ -25,18 +25,27 @@ def train_runs(
     *,
     keep_weights: bool = False,
     priority_of: Mapping[str, int] | None = None,
+    exceeded: Callable[[], str | None] = lambda: None,
 ) -> dict[str, Any]:
     """Run what is pending; returns the counts at the end. With `dry_run` only the counts.
 
-    priority_of: by task id; tasks with a higher one go first.
+    Args:
+        job: the verb under way.
+        plan: the runs.
+        phase: what the progress is called.
+        keep_weights: whether the students' weights are kept.
+        priority_of: by task id; tasks with a higher one go first.
+        exceeded: asked again and again; once it names a limit, the lanes end from their last checkpoints.
 
     Raises:
+        BudgetSpentError: a limit was exceeded and runs are still pending.
         ClusterError: runs are still pending when the lanes have ended; the message names the reasons.
     """
     before = counts(job, plan)
     if job.dry_run:
         return before
     if before["pending"]:
+        _check_budget(exceeded(), before)
         preflight(job.store.url, job.config.lanes.gpus)
     put_document(job.store, "plan", plan.id, plan.to_document())
     put_latest(job.store, f"plan-{plan.name}", {"plan": plan.id})
@@ -45,6 +54,7 @@ def train_runs(
     from cluster.lanes import run_plan  # Ray is imported only where something trains
 
     reasons: dict[str, str] = {}
+    limit: str | None = None
     lanes = run_plan(
         job.store.url,
         plan,
@@ -58,7 +68,10 @@ def train_runs(
         for stats in lanes:
             bar.update(max(stats.finished, before["ended"]), before["planned"], _detail(stats))
             reasons = dict(stats.failed)
+            if (limit := exceeded()) is not None:
+                break
     after = counts(job, plan)
+    _check_budget(limit, after)
     if after["pending"]:
         told = "; ".join(sorted(set(reasons.values()))[:3]) or "the lanes ended early"
         raise ClusterError(
@@ -70,3 +83,11 @@ def train_runs(
 
 def _detail(stats: QueueStats) -> str:
     return ", ".join(filter(None, (f"{stats.running} running", stats.note)))
+
+
+def _check_budget(limit: str | None, counted: dict[str, int]) -> None:
+    if limit is not None and counted["pending"]:
+        raise BudgetSpentError(
+            f"a collection must stay within {limit} with {counted['pending']} of {counted['planned']} runs left; raise the "
+            "limit and submit the same job again: what is finished is kept, and `collect --dry-run` quotes what is left"
+        )

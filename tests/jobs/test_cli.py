@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.objects import FolderStore
 from dass.networks import build
 from dass.records import Student
 from dass.spaces import get_space
@@ -60,11 +59,11 @@ def test_every_verb_explains_its_options_and_their_defaults(verb: str, monkeypat
     shown = plain_text(answer.out)
     assert f"{verb} [OPTIONS]" in shown
     defaults = {"--store": "default: ./dass-store", "--recipe": "default: quickstart"}
-    expected = {"status": {"--store"}, "keys": {"--recipe"}}.get(verb, set(defaults))
+    expected = {"keys": {"--recipe"}}.get(verb, set(defaults))
     for option, default in defaults.items():
         assert (default in shown) == (option in shown) == (option in expected)
     assert ("--dry-run" in shown) == (verb in WORKING)
-    assert ("--set" in shown) == (verb != "status")
+    assert "--set" in shown
 
 
 @pytest.mark.parametrize("args", [(), ("--help",)])
@@ -166,42 +165,6 @@ def test_a_command_that_is_terminated_while_its_lanes_start_says_so_too(tmp_path
     out, error = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, ""), error
     assert error.splitlines()[-1].startswith("interrupted: what is finished is kept")
-
-
-# Status
-
-
-def test_status_of_an_empty_store_is_all_zeros_and_makes_no_store(tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    counts = {"planned": 0, "finished": 0, "diverged": 0, "pending": 0}
-    assert document(call("status", "--json", "--store", store)) == {**counts, "tasks": [], "store": str(store)}
-    assert "0 planned, 0 finished, 0 diverged, 0 pending; `collect` plans" in call("status", "--store", store).out
-    assert not store.exists()
-
-
-def test_status_reads_an_empty_folder_without_a_trace(tmp_path: Path) -> None:
-    assert call("status", "--store", tmp_path).code == 0
-    assert tree(tmp_path) == {}
-
-
-def test_status_counts_the_records_of_each_task(store: Path) -> None:
-    job = open_smoke(store)
-    finals = final_plan(job)
-    missing = finals.runs[0].id
-    FolderStore(store).delete(f"records/loose/{missing[:2]}/{missing}.json")
-    status = document(call("status", "--json", "--store", store))
-    planned = 15 + len(finals.runs)
-    assert [status[name] for name in ("planned", "finished", "diverged", "pending")] == [planned, planned - 1, 0, 1]
-    rows = {row["name"]: row for row in status["tasks"]}
-    assert {name: row["planned"] for name, row in rows.items()} == {
-        "train0": 4,
-        "train1": 4,
-        "valid0": 4,
-        "target": 3 + len(finals.runs),
-    }
-    assert rows["target"]["pending"] == 1
-    assert all(0 <= row["teacher_accuracy_pct"] <= 100 for row in rows.values())
-    assert "1 pending" in call("status", "--store", store).out
 
 
 # Dry runs

@@ -1,0 +1,42 @@
+"""The stop rules of a collection: what it may use in device-hours or in money, earlier submissions included."""
+
+import time
+
+from cluster.lane_reports import LaneReports
+from cluster.standing import device_seconds
+from jobs.console import usd
+from jobs.job import Job
+
+
+class Budget:
+    """What the lanes of a store have used against collect.max_device_hours and collect.max_cost.
+
+    It counts all that lanes on this store ever held, whatever for, as they last reported it: so it is behind by at most
+    `lanes.report_s` for each lane, and a job may exceed its budget by as much.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._reports = LaneReports(job.store)
+        self._is_limited = job.config.collect.max_device_hours is not None or job.config.collect.max_cost is not None
+        # lanes of earlier versions reported nothing: their records tell what they took
+        self._recorded = list(job.database.outlines().known.values()) if self._is_limited else []
+        self._looked_at = -job.config.lanes.report_s
+        self._answer: str | None = None
+
+    def exceeded(self) -> str | None:
+        """Which limit is used up, in words, or None; looks into the store every `lanes.report_s` seconds, not more often."""
+        now = time.monotonic()
+        if self._is_limited and now - self._looked_at >= self._job.config.lanes.report_s:
+            self._looked_at, self._answer = now, self._look()
+        return self._answer
+
+    def _look(self) -> str | None:
+        limits = self._job.config.collect
+        used = device_seconds(self._reports.read(), self._recorded)
+        hours, cost = sum(used.values()) / 3600, self._job.config.prices.cost(used)
+        if limits.max_device_hours is not None and hours >= limits.max_device_hours:
+            return f"collect.max_device_hours={limits.max_device_hours:g}, got {hours:.3g} device-hours used"
+        if limits.max_cost is not None and cost >= limits.max_cost:
+            return f"collect.max_cost={limits.max_cost:g}, got {usd(cost)} used"
+        return None
