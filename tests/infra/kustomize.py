@@ -38,7 +38,9 @@ def _built(folder: Path, component_of: list[Resource] | None = None) -> list[Res
     [config] = load(folder / "kustomization.yaml")
     kind = config.get("kind")
     if kind not in KEYS or (kind == "Component") != (component_of is not None):
-        raise KustomizeError(f"{folder} must hold a Kustomization where resources name it, else a Component, got {kind}")
+        raise KustomizeError(
+            f"{folder} must hold a Kustomization where resources name it, else a Component, got {kind}"
+        )
     if unknown := config.keys() - KEYS[kind]:
         raise KustomizeError(f"{folder}: unknown keys {sorted(unknown)}; teach them to tests/infra/kustomize.py")
     resources = component_of or []
@@ -104,7 +106,9 @@ def _operate(resource: Resource, operation: dict[str, Any]) -> None:
             case unknown:
                 raise KustomizeError(f"an operation must be add, replace or remove, got {unknown}")
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise KustomizeError(f"{operation['op']} must find its place in {resource['kind']}, got {operation['path']}") from error
+        raise KustomizeError(
+            f"{operation['op']} must find its place in {resource['kind']}, got {operation['path']}"
+        ) from error
 
 
 def _containers(part: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - any part of a resource

@@ -47,7 +47,10 @@ SECRET = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "a"}, "data
         ({"kind": "Component"}, "must hold a Kustomization"),
         ({"patches": [{"path": "x.yaml"}]}, "list of operations"),
         ({"patches": [{"target": {"kind": "Secre"}, "patch": "[]"}]}, "must hit something"),
-        ({"patches": [{"target": {"kind": "Secret"}, "patch": "[{op: replace, path: /data/y, value: 1}]"}]}, "its place"),
+        (
+            {"patches": [{"target": {"kind": "Secret"}, "patch": "[{op: replace, path: /data/y, value: 1}]"}]},
+            "its place",
+        ),
         ({"patches": [{"target": {"kind": "Secret"}, "patch": "[{op: remove, path: /dat/x}]"}]}, "its place"),
         ({"patches": [{"target": {"kind": "Secret"}, "patch": "[{op: move, path: /data/x}]"}]}, "got move"),
         ({"resources": ["a.yaml", "a.yaml"]}, "there twice"),
