@@ -76,7 +76,7 @@ def _patch(resources: list[Resource], patch: dict[str, Any]) -> None:
         raise KustomizeError(f"a patch must hit something, got {patch['target']}")
     for target in targets:
         for operation in json.loads(json.dumps(operations)):
-            _operate(target, operation)
+            operate(target, operation)
 
 
 def _is_selected(resource: Resource, target: dict[str, str]) -> bool:
@@ -84,7 +84,7 @@ def _is_selected(resource: Resource, target: dict[str, str]) -> bool:
     return all(re.fullmatch(pattern, found[key]) for key, pattern in target.items())
 
 
-def _operate(resource: Resource, operation: dict[str, Any]) -> None:
+def operate(resource: Resource, operation: dict[str, Any]) -> None:
     """One operation of RFC 6902."""
     *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in operation["path"].split("/")[1:]]
     try:
@@ -111,7 +111,7 @@ def _operate(resource: Resource, operation: dict[str, Any]) -> None:
         ) from error
 
 
-def _containers(part: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - any part of a resource
+def _containers(part: Any) -> Iterator[dict[str, Any]]:
     if isinstance(part, dict):
         for key, value in part.items():
             if key in ("containers", "initContainers"):
@@ -146,7 +146,7 @@ def _replace(resources: list[Resource], replacement: dict[str, Any]) -> None:
                     place[last] = json.loads(json.dumps(value))
 
 
-def _at(resource: Any, path: list[str]) -> Any:  # noqa: ANN401 - any part of a resource
+def _at(resource: Any, path: list[str]) -> Any:
     for part in path:
         try:
             if selected := re.fullmatch(r"\[(\w+)=(.+)\]", part):

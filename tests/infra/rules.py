@@ -21,7 +21,7 @@ from ray.scripts.scripts import start as ray_start
 from dass.errors import DassError
 from jobs.__main__ import app, configured
 from tests.infra.kustomize import Resource
-from tests.infra.overlays import Pod, cluster_specs, environment, of_kind, pods, ray_pods
+from tests.infra.overlays import cluster_specs, environment, of_kind, pods, ray_pods
 
 RAY = Path(ray.__file__).parent
 NOTICE_S = {
@@ -229,7 +229,7 @@ def selectors_find_pods(resources: list[Resource], overlay: str) -> Iterator[str
                 yield f"{resource['kind']} {resource['metadata']['name']}: {path} must find a pod, got {selector}"
 
 
-def _selectors(part: Any, path: str = "spec") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - any part of a resource
+def _selectors(part: Any, path: str = "spec") -> Iterator[tuple[str, Any]]:
     """The selectors of our own pods; one beside a namespaceSelector is about others."""
     if isinstance(part, list):
         for each in part:

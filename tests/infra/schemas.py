@@ -41,7 +41,7 @@ def _validator(path: Path) -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(_closed(version["schema"]["openAPIV3Schema"]))
 
 
-def _closed(schema: Any) -> Any:  # noqa: ANN401 - any part of a schema
+def _closed(schema: Any) -> Any:
     """The schema, where an object may have no other properties than those that are named."""
     if isinstance(schema, list):
         return [_closed(each) for each in schema]

@@ -37,7 +37,7 @@ class Folder:
         found = self.blocks.get(kind, [])
         return {f"{t}.{name}": body for block in found for t, named in block.items() for name, body in named.items()}
 
-    def default(self, variable: str) -> Any:  # noqa: ANN401 - any value of Terraform's
+    def default(self, variable: str) -> Any:
         return self.named("variable")[variable]["default"]
 
 

@@ -131,4 +131,4 @@ def test_the_example_of_the_costs_adds_up() -> None:
     hours = devices_h / 16
     assert f"{devices_h:.0f} device-hours x 0.40 = {round(devices_h) * 0.40:.2f}" in README.replace("\n", " ")
     assert f"{hours:.1f} hours x 0.55 = {round(hours, 1) * 0.55 - 1e-9:.2f}" in README.replace("\n", " ")
-    assert 0.40 + 0.10 + 0.045 == pytest.approx(0.55, abs=0.01)
+    assert pytest.approx(0.55, abs=0.01) == 0.40 + 0.10 + 0.045

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.infra.kustomize import Resource
+from tests.infra.kustomize import Resource, operate
 from tests.infra.overlays import OVERLAYS, of_kind, site
 from tests.infra.rules import broken
 
@@ -25,74 +25,77 @@ def test_what_monitors_keeps_the_rules(rendered_with: Callable[[str, str], list[
     assert broken(rendered_with("overlays/gke", "monitoring") + site("gke")[-2:], "gke") == []
 
 
-def head(cluster: Resource) -> Resource:
-    return dict(cluster["spec"]["headGroupSpec"]["template"]["spec"])
+GROUP, HEAD = "/spec/workerGroupSpecs/0", "/spec/headGroupSpec/template/spec"
+WORKER, START = f"{GROUP}/template/spec", f"{GROUP}/rayStartParams"
+RULES, PART_OF = "/spec/deletionStrategy/deletionRules", "app.kubernetes.io~1part-of"
 
-
-def group(cluster: Resource) -> Resource:
-    return dict(cluster["spec"]["workerGroupSpecs"][0])
-
-
-def worker(cluster: Resource) -> Resource:
-    return dict(group(cluster)["template"]["spec"])
-
-
-# What is changed in the resource of this kind and name, and the word in the complaint.
-PLANTED: list[tuple[str, str, Callable[[Resource], object], str]] = [
-    ("RayCluster", "dass", lambda r: worker(r)["tolerations"].pop(), "tolerate dass/spot"),
-    ("RayCluster", "dass", lambda r: head(r)["nodeSelector"].update({"dass/pool": "gpu-small-spot"}), "pool head"),
-    ("RayCluster", "dass", lambda r: r["spec"]["headGroupSpec"]["template"]["spec"].pop("priorityClassName"), "priority class"),
-    ("RayCluster", "dass", lambda r: group(r)["template"]["spec"].update(terminationGracePeriodSeconds=600), "spot notice"),
-    ("RayCluster", "dass", lambda r: group(r)["template"]["spec"].update(terminationGracePeriodSeconds=20), "before the grace"),
-    ("RayCluster", "dass", lambda r: worker(r)["securityContext"].pop("runAsNonRoot"), "not root"),
-    ("RayCluster", "dass", lambda r: worker(r)["containers"][0]["securityContext"].pop("capabilities"), "drop ALL"),
-    ("RayCluster", "dass", lambda r: r["spec"]["autoscalerOptions"].pop("securityContext"), "autoscaler: a container"),
-    ("RayCluster", "dass", lambda r: worker(r)["volumes"].pop(0), "every mount a volume"),
-    ("RayCluster", "dass", lambda r: group(r)["rayStartParams"].update({"object-store-memory": "5000000000"}), "/dev/shm"),
-    ("RayCluster", "dass", lambda r: group(r)["rayStartParams"].update({"node-manager-port": "6390"}), "one side alone"),
-    ("RayCluster", "dass", lambda r: group(r)["rayStartParams"].update({"node-manger-port": "6380"}), "`ray start` must know"),
-    ("RayCluster", "dass", lambda r: head(r)["containers"][0]["readinessProbe"]["httpGet"].update(path="/api/version"), "no token"),
-    ("RayCluster", "dass", lambda r: r["spec"]["headGroupSpec"]["template"]["spec"].update(serviceAccountName="dass"), "service account"),
-    ("RayCluster", "dass", lambda r: r["spec"].update(rayVersion="2.59.0"), "lock file"),
-    ("RayCluster", "dass", lambda r: r["spec"]["authOptions"].update(mode="disabled"), "token of one Secret"),
-    ("RayCluster", "dass", lambda r: r["spec"]["authOptions"].update(secretName="dass-token"), "token of one Secret"),
-    ("RayCluster", "dass", lambda r: worker(r)["containers"][0].update(image="dass:1"), "one image"),
-    ("RayCluster", "dass", lambda r: group(r)["rayStartParams"].update({"num-gpus": "1"}), "not in both"),
-    ("RayCluster", "dass", lambda r: r["spec"]["autoscalerOptions"].update(version="v1"), "priorities"),
-    ("RayCluster", "dass", lambda r: worker(r)["volumes"][-1]["projected"]["sources"][0]["serviceAccountToken"].update(path="t"), "token for AWS"),
-    ("RayCluster", "dass", lambda r: group(r)["template"]["spec"].pop("automountServiceAccountToken"), "no business"),
-    ("RayJob", "dass-collect", lambda r: r["spec"].update(entrypoint="python -m jobs colect --store s3://a"), "is no verb"),
-    ("RayJob", "dass-collect", lambda r: r["spec"].update(entrypoint="python -m jobs collect --sotre s3://a"), "No such option"),
-    ("RayJob", "dass-collect", lambda r: r["spec"].update(entrypoint="python -m jobs collect --recipe tiny1 --store s3://a"), "tiny10"),
-    ("RayJob", "dass-collect", lambda r: r["spec"].update(entrypoint="python -m jobs collect --set lanes.nmu=1 --store s3://a"), "lanes.num"),
-    ("RayJob", "dass-collect", lambda r: r["spec"].update(entrypoint="python -m jobs collect --recipe tiny10 --store s3://a"), "needs --data"),
-    ("RayJob", "dass-collect", lambda r: r["spec"].update(entrypoint="python -m jobs collect --store runs"), "reach the store"),
-    ("RayJob", "dass-collect", lambda r: r["spec"].update(suspend=True), "may be suspended"),
-    ("RayJob", "dass-collect", lambda r: r["spec"].update(shutdownAfterJobFinishes=True), "not by both"),
-    ("RayJob", "dass-collect", lambda r: r["spec"]["deletionStrategy"]["deletionRules"].pop(0), "no later than its job"),
-    ("RayJob", "dass-collect", lambda r: r["spec"]["deletionStrategy"]["deletionRules"].pop(2), "no later than its job"),
-    ("RayJob", "dass-collect", lambda r: r["spec"]["submitterPodTemplate"]["metadata"]["labels"].clear(), "must find a pod"),
-    ("ConfigMap", "dass-worker", lambda r: r["data"].update(RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="95"), "before the grace"),
-    ("ConfigMap", "dass-head", lambda r: r["data"].update(RAY_JOB_STOP_WAIT_TIME_S="3"), "driver must end"),
-    ("ConfigMap", "dass-head", lambda r: r["data"].update(RAY_JOB_STOP_WAIT_S="45"), "must read the variable"),
-    ("ConfigMap", "dass-head", lambda r: r["data"].update(AWS_SECRET_ACCESS_KEY="x"), "no key"),
-    ("ConfigMap", "dass-worker", lambda r: r["data"].pop("AWS_ROLE_ARN"), "a role and a region"),
-    ("NetworkPolicy", "ray-nodes", lambda r: r["spec"]["ingress"][0]["ports"].pop(0), "one side alone"),
-    ("NetworkPolicy", "submitter", lambda r: r["spec"]["podSelector"]["matchLabels"].update({"app.kubernetes.io/part-of": "das"}), "must find a pod"),
-    ("NetworkPolicy", "https", lambda r: r["spec"]["egress"][0]["to"][0]["ipBlock"].pop("except"), "metadata service"),
-    ("NetworkPolicy", "default-deny", lambda r: r["spec"]["policyTypes"].pop(), "must be denied"),
-    ("PodDisruptionBudget", "dass-head", lambda r: r["spec"]["selector"]["matchLabels"].update({"app.kubernetes.io/component": "haed"}), "keep every head"),
-    ("Namespace", "dass", lambda r: r["metadata"]["labels"].clear(), "restricted profile"),
-    ("ServiceAccount", "dass-worker", lambda r: r["metadata"].update(name="dass-workers"), "service account"),
-]  # fmt: skip
+# In which resource, what is done to it, and the words in the complaint.
+REMOVED = [
+    ("RayCluster dass", f"{WORKER}/tolerations/1", "tolerate dass/spot"),
+    ("RayCluster dass", f"{HEAD}/priorityClassName", "priority class"),
+    ("RayCluster dass", f"{WORKER}/securityContext/runAsNonRoot", "not root"),
+    ("RayCluster dass", f"{WORKER}/containers/0/securityContext/capabilities", "drop ALL"),
+    ("RayCluster dass", "/spec/autoscalerOptions/securityContext", "autoscaler: a container"),
+    ("RayCluster dass", f"{WORKER}/volumes/0", "every mount a volume"),
+    ("RayCluster dass", f"{WORKER}/automountServiceAccountToken", "no business"),
+    ("RayJob dass-collect", f"{RULES}/0", "no later than its job"),
+    ("RayJob dass-collect", f"{RULES}/2", "no later than its job"),
+    ("RayJob dass-collect", f"/spec/submitterPodTemplate/metadata/labels/{PART_OF}", "must find a pod"),
+    ("ConfigMap dass-worker", "/data/AWS_ROLE_ARN", "a role and a region"),
+    ("NetworkPolicy ray-nodes", "/spec/ingress/0/ports/0", "one side alone"),
+    ("NetworkPolicy https", "/spec/egress/0/to/0/ipBlock/except", "metadata service"),
+    ("NetworkPolicy default-deny", "/spec/policyTypes/1", "must be denied"),
+    ("Namespace dass", "/metadata/labels/pod-security.kubernetes.io~1enforce", "restricted profile"),
+]
+CHANGED = [
+    ("RayCluster dass", f"{HEAD}/nodeSelector/dass~1pool", "gpu-small-spot", "pool head"),
+    ("RayCluster dass", f"{WORKER}/terminationGracePeriodSeconds", 600, "spot notice"),
+    ("RayCluster dass", f"{WORKER}/terminationGracePeriodSeconds", 20, "before the grace"),
+    ("RayCluster dass", f"{START}/object-store-memory", "5000000000", "object store must fit"),
+    ("RayCluster dass", f"{START}/node-manager-port", "6390", "one side alone"),
+    ("RayCluster dass", f"{START}/node-manger-port", "6380", "`ray start` must know"),
+    ("RayCluster dass", f"{START}/num-gpus", "1", "not in both"),
+    ("RayCluster dass", f"{HEAD}/containers/0/readinessProbe/httpGet/path", "/api/version", "no token"),
+    ("RayCluster dass", f"{HEAD}/serviceAccountName", "dass", "service account"),
+    ("RayCluster dass", "/spec/rayVersion", "2.59.0", "lock file"),
+    ("RayCluster dass", "/spec/authOptions/mode", "disabled", "token of one Secret"),
+    ("RayCluster dass", "/spec/authOptions/secretName", "dass-token", "token of one Secret"),
+    ("RayCluster dass", f"{WORKER}/containers/0/image", "dass:1", "one image"),
+    ("RayCluster dass", "/spec/autoscalerOptions/version", "v1", "priorities"),
+    ("RayCluster dass", f"{WORKER}/volumes/3/projected/sources/0/serviceAccountToken/path", "t", "token for AWS"),
+    ("RayJob dass-collect", "/spec/entrypoint", "python -m jobs colect --store s3://a", "is no verb"),
+    ("RayJob dass-collect", "/spec/entrypoint", "python -m jobs collect --sotre s3://a", "No such option"),
+    ("RayJob dass-collect", "/spec/entrypoint", "python -m jobs collect --recipe tiny1 --store s3://a", "tiny10"),
+    ("RayJob dass-collect", "/spec/entrypoint", "python -m jobs collect --set lanes.nmu=1 --store s3://a", "lanes.num"),
+    (
+        "RayJob dass-collect",
+        "/spec/entrypoint",
+        "python -m jobs collect --recipe tiny10 --store s3://a",
+        "needs --data",
+    ),
+    ("RayJob dass-collect", "/spec/entrypoint", "python -m jobs collect --store runs", "reach the store"),
+    ("RayJob dass-collect", "/spec/suspend", True, "may be suspended"),
+    ("RayJob dass-collect", "/spec/shutdownAfterJobFinishes", True, "not by both"),
+    ("RayJob dass-collect", f"{RULES}/0/condition/ttlSeconds", 700000, "no later than its job"),
+    ("ConfigMap dass-worker", "/data/RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "95", "before the grace"),
+    ("ConfigMap dass-head", "/data/RAY_JOB_STOP_WAIT_TIME_S", "3", "driver must end"),
+    ("ConfigMap dass-head", "/data/RAY_JOB_STOP_WAIT_S", "45", "must read the variable"),
+    ("ConfigMap dass-head", "/data/AWS_SECRET_ACCESS_KEY", "x", "no key"),
+    ("NetworkPolicy submitter", f"/spec/podSelector/matchLabels/{PART_OF}", "das", "must find a pod"),
+    ("PodDisruptionBudget dass-head", f"/spec/selector/matchLabels/{PART_OF}", "das", "keep every head"),
+    ("ServiceAccount dass-worker", "/metadata/name", "dass-workers", "service account"),
+]
+PLANTED = [(where, {"op": "remove", "path": path}, words) for where, path, words in REMOVED] + [
+    (where, {"op": "add", "path": path, "value": value}, words) for where, path, value, words in CHANGED
+]
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "plant", "word"), PLANTED, ids=[f"{kind}-{word}" for kind, _, _, word in PLANTED]
+    ("where", "operation", "words"), PLANTED, ids=[f"{where}: {words}" for where, _, words in PLANTED]
 )
-def test_a_planted_mistake_is_found(kind: str, name: str, plant: Callable[[Resource], object], word: str) -> None:
+def test_a_planted_mistake_is_found(where: str, operation: dict[str, object], words: str) -> None:
     resources = site("eks")
+    kind, name = where.split()
     [resource] = [each for each in of_kind(resources, kind) if each["metadata"]["name"] == name]
-    plant(resource)
-    complaints = "\n".join(broken(resources, "eks"))
-    assert word in complaints
+    operate(resource, operation)
+    assert words in "\n".join(broken(resources, "eks"))

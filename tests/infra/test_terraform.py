@@ -120,10 +120,12 @@ def test_the_placeholders_of_an_overlay_are_one_account(name: str) -> None:
     assert prefix == Folder.read(name).default("prefix")
     for pod in ray_pods(resources):
         role = environment(pod, resources)["AWS_ROLE_ARN"]
-        assert role.rpartition("/")[2] == STORE.resources()["aws_iam_role.store"]["name"].replace("${var.bucket}", bucket)
+        assert role.rpartition("/")[2] == STORE.resources()["aws_iam_role.store"]["name"].replace(
+            "${var.bucket}", bucket
+        )
 
 
-def settings_of(resource: str) -> Any:  # noqa: ANN401 - any of Terraform's
+def settings_of(resource: str) -> Any:
     return STORE.resources()[f"aws_s3_bucket_{resource}.store"]
 
 
@@ -132,7 +134,9 @@ def test_the_bucket_is_closed_encrypted_and_without_versions() -> None:
     [rule] = settings_of("server_side_encryption_configuration")["rule"]
     assert rule["apply_server_side_encryption_by_default"] == [{"sse_algorithm": "AES256"}]
     block = settings_of("public_access_block")
-    assert all(block[f"{verb}_public_{what}"] for verb, what in (("block", "acls"), ("block", "policy"), ("ignore", "acls")))
+    assert all(
+        block[f"{verb}_public_{what}"] for verb, what in (("block", "acls"), ("block", "policy"), ("ignore", "acls"))
+    )
     assert block["restrict_public_buckets"]
     assert "aws:SecureTransport" in settings_of("policy")["policy"]
 
