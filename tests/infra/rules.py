@@ -320,10 +320,6 @@ def kuberay_takes_it(resources: list[Resource], overlay: str) -> Iterator[str]:
         groups = spec["workerGroupSpecs"]
         is_v2 = spec["enableInTreeAutoscaling"] and spec.get("autoscalerOptions", {}).get("version") == "v2"
         for group in groups:
-            if group["rayStartParams"].keys() & {"num-cpus", "num-gpus", "memory", "resources"} and group.get(
-                "resources"
-            ):
-                yield f"{group['groupName']}: resources stand in the group or in its start parameters, not in both"
             if "priority" in group and not is_v2:
                 yield f"{group['groupName']}: only autoscaler v2 knows priorities"
             if group["minReplicas"] > group["maxReplicas"] or ("replicas" in group) == spec["enableInTreeAutoscaling"]:

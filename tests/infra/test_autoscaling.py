@@ -70,7 +70,8 @@ def test_more_lanes_than_a_group_may_have_go_on_to_the_next_one() -> None:
 def test_fit_would_come_before_price_if_groups_offered_different_shapes() -> None:
     """Why the groups of raycluster.yaml are all of one shape to Ray."""
     cluster = cluster_of("eks")
-    cluster["spec"]["workerGroupSpecs"][0]["resources"] = {"CPU": "30", "GPU": "4"}
+    container = cluster["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    container["resources"] = {"requests": {"cpu": "30"}, "limits": {"memory": "200Gi", "nvidia.com/gpu": "4"}}
     assert launched(cluster, [lane("tiny10")]) == {"gpu-large-spot": 1}
 
 

@@ -54,7 +54,6 @@ CHANGED = [
     ("RayCluster dass", f"{START}/object-store-memory", "5000000000", "object store must fit"),
     ("RayCluster dass", f"{START}/node-manager-port", "6390", "one side alone"),
     ("RayCluster dass", f"{START}/node-manger-port", "6380", "`ray start` must know"),
-    ("RayCluster dass", f"{START}/num-gpus", "1", "not in both"),
     ("RayCluster dass", f"{HEAD}/containers/0/readinessProbe/httpGet/path", "/api/version", "no token"),
     ("RayCluster dass", f"{HEAD}/serviceAccountName", "dass", "service account"),
     ("RayCluster dass", "/spec/rayVersion", "2.59.0", "lock file"),
