@@ -84,3 +84,9 @@ def environment(pod: Pod, resources: list[Resource]) -> dict[str, Any]:
     for source in pod.container.get("envFrom", []):
         found |= maps[source["configMapRef"]["name"]]
     return found | {each["name"]: each["value"] for each in pod.container.get("env", [])}
+
+
+def selects(selector: Resource, labels: dict[str, str]) -> bool:
+    """Whether a label selector of Kubernetes finds what has these labels; the operators that the manifests use."""
+    is_same = all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+    return is_same and all(labels.get(each["key"]) in each["values"] for each in selector.get("matchExpressions", []))

@@ -1,8 +1,8 @@
 """Terraform's folders, parsed, and what does not fit together in them; providers and accounts are not asked."""
 
+import functools
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import hcl2
@@ -25,7 +25,9 @@ class Folder:
         self.blocks: dict[str, Any] = hcl2.loads(text, serialization_options=PLAIN)
 
     @classmethod
+    @functools.cache
     def read(cls, name: str) -> "Folder":
+        """The folder as it is; parsed once, so what is read must not be changed."""
         return cls(name, "\n".join(path.read_text() for path in sorted((TERRAFORM / name).glob("*.tf"))))
 
     def named(self, kind: str) -> dict[str, Any]:
@@ -70,7 +72,3 @@ def problems(folder: Folder, store: Folder) -> Iterator[str]:
         for name, provider in settings["required_providers"][0].items():
             if not re.fullmatch(r"\d+\.\d+\.\d+", provider.get("version", "")):
                 yield f"the provider {name} must be pinned to one version"
-
-
-def path_of(name: str) -> Path:
-    return TERRAFORM / name

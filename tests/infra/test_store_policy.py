@@ -42,19 +42,19 @@ class Guarded:
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
-        self._root: dict[str, Any] = {"endpoint_url": endpoint, "region_name": "us-east-1"}
-        self._root |= {"aws_access_key_id": "root", "aws_secret_access_key": "root"}
+        root: dict[str, Any] = {"endpoint_url": endpoint, "region_name": "us-east-1"}
+        root |= {"aws_access_key_id": "root", "aws_secret_access_key": "root"}
+        self._s3, self._iam = boto3.client("s3", **root), boto3.client("iam", **root)
 
     def keys_of_a_user_with(self, document: str) -> tuple[str, str]:
         """A new server state: two buckets, one user; from here on rights are enforced."""
         self._tell("reset-auth", "inf")
         self._tell("reset")
         for bucket in (BUCKET, "another"):
-            boto3.client("s3", **self._root).create_bucket(Bucket=bucket)
-        iam = boto3.client("iam", **self._root)
-        iam.create_user(UserName="lane")
-        iam.put_user_policy(UserName="lane", PolicyName="store", PolicyDocument=document)
-        key = iam.create_access_key(UserName="lane")["AccessKey"]
+            self._s3.create_bucket(Bucket=bucket)
+        self._iam.create_user(UserName="lane")
+        self._iam.put_user_policy(UserName="lane", PolicyName="store", PolicyDocument=document)
+        key = self._iam.create_access_key(UserName="lane")["AccessKey"]
         self._tell("reset-auth", "0")
         return key["AccessKeyId"], key["SecretAccessKey"]
 

@@ -35,22 +35,26 @@ resource "aws_eks_cluster" "main" {
   depends_on = [aws_iam_role_policy_attachment.cluster]
 }
 
+# A new cluster brings the first three of these already, unmanaged: hence OVERWRITE.
 # The network's addon enforces NetworkPolicy only when it is told to.
 resource "aws_eks_addon" "network" {
-  cluster_name         = aws_eks_cluster.main.name
-  addon_name           = "vpc-cni"
-  configuration_values = jsonencode({ enableNetworkPolicy = "true" })
+  cluster_name                = aws_eks_cluster.main.name
+  addon_name                  = "vpc-cni"
+  configuration_values        = jsonencode({ enableNetworkPolicy = "true" })
+  resolve_conflicts_on_create = "OVERWRITE"
 }
 
 resource "aws_eks_addon" "proxy" {
-  cluster_name = aws_eks_cluster.main.name
-  addon_name   = "kube-proxy"
+  cluster_name                = aws_eks_cluster.main.name
+  addon_name                  = "kube-proxy"
+  resolve_conflicts_on_create = "OVERWRITE"
 }
 
 resource "aws_eks_addon" "dns" {
-  cluster_name = aws_eks_cluster.main.name
-  addon_name   = "coredns"
-  depends_on   = [aws_eks_node_group.pool]
+  cluster_name                = aws_eks_cluster.main.name
+  addon_name                  = "coredns"
+  resolve_conflicts_on_create = "OVERWRITE"
+  depends_on                  = [aws_eks_node_group.pool]
 }
 
 # For the volume of the head's fault tolerance, with a default storage class.

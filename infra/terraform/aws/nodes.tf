@@ -52,7 +52,11 @@ resource "aws_eks_node_group" "pool" {
   instance_types = each.value.machines
   # Its NVIDIA variant brings driver, container toolkit and device plugin.
   ami_type = startswith(each.key, "gpu-") ? "BOTTLEROCKET_x86_64_NVIDIA" : "BOTTLEROCKET_x86_64"
-  labels   = { "dass/pool" = each.key }
+  labels = merge(
+    { "dass/pool" = each.key },
+    # The autoscaler waits for the GPU of a node that has this label, and does not add a second node meanwhile.
+    startswith(each.key, "gpu-") ? { "k8s.amazonaws.com/accelerator" = "nvidia" } : {},
+  )
 
   launch_template {
     id      = aws_launch_template.node.id
