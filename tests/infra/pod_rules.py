@@ -26,17 +26,18 @@ UNITS = {"Mi": 2**20, "Gi": 2**30}
 
 def waits_fit_together(resources: list[Resource], overlay: str) -> Iterator[str]:
     for pod in ray_pods(resources):
-        found = environment(pod, resources)
-        drain_s, grace_s = (
-            float(found["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]),
-            pod.spec["terminationGracePeriodSeconds"],
-        )
+        found, grace_s = environment(pod, resources), pod.spec["terminationGracePeriodSeconds"]
+        drain_s = float(found["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+        if pod.group == "head":
+            head_drain_s = drain_s
+            if not 3 < float(found["RAY_JOB_STOP_WAIT_TIME_S"]) < drain_s:
+                yield f"the driver must end within the drain, got {found['RAY_JOB_STOP_WAIT_TIME_S']} and {drain_s}"
+        elif grace_s > NOTICE_S.get(overlay, grace_s):
+            yield f"{pod.group}: the grace period must fit a spot notice of {NOTICE_S[overlay]}, got {grace_s}"
         if not 0 < drain_s < grace_s:
             yield f"{pod.group}: a drain must end before the grace period, got {drain_s} and {grace_s}"
-        if pod.group == "head" and not 3 < float(found["RAY_JOB_STOP_WAIT_TIME_S"]) < drain_s:
-            yield f"the driver must end within the drain, got {found['RAY_JOB_STOP_WAIT_TIME_S']} and {drain_s}"
-        if pod.group != "head" and grace_s > NOTICE_S.get(overlay, grace_s):
-            yield f"{pod.group}: the grace period must fit a spot notice of {NOTICE_S[overlay]}, got {grace_s}"
+        if drain_s > head_drain_s:
+            yield f"{pod.group}: the head must outlast the drain of its workers, got {head_drain_s} and {drain_s}"
         if float(found["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"]) > drain_s / 5:
             yield f"{pod.group}: Ray Train must look several times during a drain of {drain_s} s"
 

@@ -78,6 +78,7 @@ CHANGED = [
     ("RayJob dass-collect", f"{RULES}/0/condition/ttlSeconds", 700000, "no later than its job"),
     ("ConfigMap dass-worker", "/data/RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "95", "before the grace"),
     ("ConfigMap dass-head", "/data/RAY_JOB_STOP_WAIT_TIME_S", "3", "driver must end"),
+    ("ConfigMap dass-head", "/data/RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "60", "outlast the drain"),
     ("ConfigMap dass-head", "/data/RAY_JOB_STOP_WAIT_S", "45", "must read the variable"),
     ("ConfigMap dass-head", "/data/AWS_SECRET_ACCESS_KEY", "x", "no key"),
     ("NetworkPolicy submitter", f"/spec/podSelector/matchLabels/{PART_OF}", "das", "must find a pod"),
