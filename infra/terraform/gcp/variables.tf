@@ -1,0 +1,121 @@
+variable "project" {
+  description = "Id of the Google Cloud project."
+  type        = string
+}
+
+variable "region" {
+  description = "Google Cloud region of the cluster, such as europe-west4; look where the GPUs are that you want."
+  type        = string
+  default     = "europe-west4"
+}
+
+variable "zones" {
+  description = "Zones of the region where nodes may be; GPUs are not in all. The head is in the first one."
+  type        = list(string)
+  default     = ["europe-west4-a", "europe-west4-b", "europe-west4-c"]
+  validation {
+    condition     = alltrue([for zone in var.zones : startswith(zone, var.region)])
+    error_message = "zones must lie in region; change one of the two."
+  }
+}
+
+variable "store_region" {
+  description = "AWS region of the bucket; a near one, such as eu-central-1 for europe-west4."
+  type        = string
+  default     = "eu-central-1"
+}
+
+variable "name" {
+  description = "Name of the cluster, the image's repository and the tag on everything."
+  type        = string
+  default     = "dass"
+  validation {
+    condition     = can(regex("^[a-z][a-z0-9-]{1,20}$", var.name))
+    error_message = "name must be 2 to 21 lower-case letters, digits and hyphens; choose another."
+  }
+}
+
+variable "api_cidrs" {
+  description = "Networks that may reach the Kubernetes API, such as [\"203.0.113.7/32\"]: your own."
+  type        = list(string)
+  validation {
+    condition     = length(var.api_cidrs) > 0 && !contains(var.api_cidrs, "0.0.0.0/0")
+    error_message = "api_cidrs must name your networks and not the whole world; give your address as a /32."
+  }
+}
+
+variable "bucket" {
+  description = "Name of the store's bucket, which will be made; unique in the whole world."
+  type        = string
+  validation {
+    condition     = can(regex("^[a-z0-9][a-z0-9-]{1,50}[a-z0-9]$", var.bucket))
+    error_message = "bucket must be 3 to 52 lower-case letters, digits and hyphens; choose another."
+  }
+}
+
+variable "prefix" {
+  description = "Where in the bucket the store lies, such as tiny10; the pods reach nothing else."
+  type        = string
+  default     = "tiny10"
+  validation {
+    condition     = can(regex("^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$", var.prefix))
+    error_message = "prefix must be names between single slashes, without one at either end; for example tiny10."
+  }
+}
+
+variable "checkpoint_days" {
+  description = "Days after which a checkpoint is removed that no run has overwritten."
+  type        = number
+  default     = 28
+  validation {
+    condition     = var.checkpoint_days >= 14
+    error_message = "checkpoint_days must be >= 14, twice the deadline of a job; set it to 28."
+  }
+}
+
+variable "force_destroy" {
+  description = "Whether `terraform destroy` may delete the bucket with all its records."
+  type        = bool
+  default     = false
+}
+
+variable "namespace" {
+  description = "Namespace of infra/kuberay/base."
+  type        = string
+  default     = "dass"
+}
+
+variable "service_accounts" {
+  description = "Service accounts of infra/kuberay/base whose pods may use the store."
+  type        = list(string)
+  default     = ["dass-head", "dass-worker"]
+}
+
+# Each pool is one worker group of infra/kuberay/cluster. A machine must offer at least 7 CPUs, 28 GiB of memory and, for
+# gpu- pools, one GPU.
+variable "pools" {
+  description = "Pools of nodes by name: machine type, its GPU if any, spot or not, and how many at most."
+  type = map(object({
+    machine = string
+    gpu     = optional(string)
+    spot    = bool
+    min     = number
+    max     = number
+  }))
+  default = {
+    head           = { machine = "n2-standard-8", spot = false, min = 1, max = 2 }
+    cpu            = { machine = "n2-standard-8", spot = false, min = 0, max = 4 }
+    gpu-small-spot = { machine = "g2-standard-8", gpu = "nvidia-l4", spot = true, min = 0, max = 16 }
+    gpu-small      = { machine = "g2-standard-8", gpu = "nvidia-l4", spot = false, min = 0, max = 8 }
+    gpu-large-spot = { machine = "a2-highgpu-1g", gpu = "nvidia-tesla-a100", spot = true, min = 0, max = 8 }
+    gpu-large      = { machine = "a2-highgpu-1g", gpu = "nvidia-tesla-a100", spot = false, min = 0, max = 4 }
+  }
+  validation {
+    condition     = !var.pools["head"].spot && var.pools["head"].min >= 1
+    error_message = "the pool head must be on demand with at least one node; set spot = false and min = 1."
+  }
+  validation {
+    condition     = alltrue([for name, pool in var.pools : pool.spot == endswith(name, "-spot")])
+    error_message = "a pool must be named -spot when it is one, and only then; rename it here and in the manifests."
+  }
+}
