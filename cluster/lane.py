@@ -187,8 +187,9 @@ class Lane:
     def _give_back(self, lease: Lease, runs: Sequence[Run], kind: FailureKind, reason: str) -> None:
         """Let the queue decide what follows for those of the runs that the lease still holds."""
         decisions = ray.get(self._queue.fail.remote([run.id for run in runs], lease.token, kind, reason))
+        event = "returned" if kind is FailureKind.RETURNED else "failed"
         for run_id, decision in decisions.items():
-            self._event("failed", lease, run=run_id, failure=str(kind), reason=reason, decision=str(decision))
+            self._event(event, lease, run=run_id, failure=str(kind), reason=reason, decision=str(decision))
         if kind is not FailureKind.STORE:  # of which the end of the lane will tell, when it can
             self._events.flush()
 

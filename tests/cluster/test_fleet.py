@@ -74,7 +74,7 @@ def test_a_preempted_lane_saves_what_it_trains_and_another_goes_on_there(site: S
     assert {run_id: record.result for run_id, record in site.records().items()} == {
         run_id: ended.result for run_id, ended in expected.items()
     }
-    returned = [event.fields for event in read_events(site.store) if event.kind == "failed"]
+    returned = [event.fields for event in read_events(site.store) if event.kind == "returned"]
     assert {(fields["run"], fields["reason"]) for fields in returned} == {
         (run_id, "the machine is about to go") for run_id in saved
     }
