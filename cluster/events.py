@@ -5,7 +5,7 @@ What was not flushed when a writer is killed is lost, and after a failed write a
 database depends on neither.
 
     by         kinds of events, each with the fields that it has of: run or runs, token, step, reason, decision
-    lanes      lane started, lane ended, cohort, cohort size, cohort halved, ended, failed, returned, lease lost, lease kept, cache
+    lanes      lane started, lane ended, cohort, cohort size, cohort halved, ended, failed, returned, lease lost or kept, cache
     the queue  queue started, lease expired, lease released, failed (for lanes that cannot tell any more)
 """
 
