@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from cluster.objects import Entry, ObjectStore, is_key
 from cluster.schema import damaged
-from cluster.tables import ID_COLUMNS, check_expansion, not_parquet, upgraded
+from cluster.tables import ARROW_ERRORS, ID_COLUMNS, check_expansion, not_parquet, upgraded
 from dass.errors import ObjectNotFoundError
 
 PACKED = "records/packed/"
@@ -151,7 +151,7 @@ def _parquet(source: io.IOBase, key: str) -> pq.ParquetFile:
         file = pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True)
     except ObjectNotFoundError:
         raise
-    except (pa.ArrowException, OSError) as error:
+    except ARROW_ERRORS as error:
         raise not_parquet(key, error) from error
     check_expansion(file.metadata, source.seek(0, io.SEEK_END), key)
     return file
@@ -160,7 +160,7 @@ def _parquet(source: io.IOBase, key: str) -> pq.ParquetFile:
 def _read(file: pq.ParquetFile, entry: Entry, groups: Sequence[int], columns: list[str] | None = None) -> pa.Table:
     try:
         return file.read_row_groups(list(groups), columns=columns)
-    except (pa.ArrowException, OSError) as error:
+    except ARROW_ERRORS as error:
         raise not_parquet(entry.key, error) from error
 
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from cluster.objects import ObjectStore
 from cluster.schema import damaged
+from cluster.tables import ARROW_ERRORS
 from dass.errors import ObjectNotFoundError
 from dass.records import Student, content_id
 
@@ -51,7 +52,7 @@ class ScoreLedger:
                     raise damaged(key, "another table than that of its students")
                 table = file.read()
                 table.validate(full=True)
-        except (pa.ArrowException, OSError) as error:
+        except ARROW_ERRORS as error:
             raise damaged(key, f"no such table ({error})") from error
         if table["student"].to_pylist() != [student.key for student in students] or table["score"].null_count:
             raise damaged(key, "other rows than its students")

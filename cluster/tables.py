@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 ROW_GROUP = 5_000  # rows that are read together; the rows of a file are sorted, so a run lies in one group
+ARROW_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last where Arrow's message quotes damaged bytes
 MOST_EXPANDED = 64  # measured: at most 3
 _ROW_BYTES = 16
 ID_COLUMNS = ("schema", "run_id", "incarnation", "attempt")
@@ -167,7 +168,7 @@ def parquet_to_table(data: bytes, key: str) -> pa.Table:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             check_expansion(file.metadata, len(data), key)
             table = file.read()
-    except (pa.ArrowException, OSError) as error:
+    except ARROW_ERRORS as error:
         raise not_parquet(key, error) from error
     return upgraded(table, key)
 

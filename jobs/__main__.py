@@ -11,7 +11,7 @@ import typer
 from dass.errors import BudgetSpentError, DassError, InputError
 from jobs import recipes
 from jobs.config import Config, keys, with_settings, with_values
-from jobs.console import Console
+from jobs.console import Console, shown
 from jobs.job import Job
 from jobs.recipe_file import from_toml
 
@@ -281,10 +281,10 @@ def main() -> None:
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.TyperException as error:
-        sys.stderr.write(f"error: {_usage(error)}\n")
+        sys.stderr.write(f"error: {shown(_usage(error))}\n")
         sys.exit(EXIT_BAD_INPUT)
     except DassError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {shown(str(error))}\n")
         sys.exit(_exit_code(error))
     if code == EXIT_INTERRUPTED:  # what typer returns for a KeyboardInterrupt
         sys.stderr.write("interrupted: what is finished is kept; run the same command again to go on\n")

@@ -14,6 +14,7 @@ from rich.table import Table
 from cluster.schema import plain
 
 WIDE = 1000  # columns where stdout is no terminal: a row stays one line, so that grep and cut can have it
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 LINE_EVERY_S = 10.0  # where no terminal redraws a bar, a line at least this often
 
 
@@ -30,6 +31,11 @@ def usd(amount: float) -> str:
     if 0 < amount < 0.0001:
         return "under $0.0001"
     return f"${amount:,.0f}" if amount >= 1000 else f"${amount:.2f}" if amount >= 1 else f"${amount:.4f}"
+
+
+def shown(text: str) -> str:
+    """`text` without what steers a terminal: names of classes, tasks and files may come from others."""
+    return text.translate(_CONTROLS)
 
 
 class Bar:
@@ -75,22 +81,22 @@ class Console:
 
     def say(self, text: str) -> None:
         """A line of what happens, on stderr."""
-        self._err.print(text)
+        self._err.print(shown(text))
 
     def tell(self, text: str) -> None:
         """A line of what was found, on stdout; silent when stdout carries JSON."""
         if not self.is_json:
-            self._out.print(text)
+            self._out.print(shown(text))
 
     def table(self, title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]], *, num_texts: int = 1) -> None:
         """A table on stdout, the first `num_texts` columns to the left; silent when stdout carries JSON."""
         if self.is_json:
             return
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        table = Table(title=shown(title), title_justify="left", box=None, pad_edge=False)
         for index, column in enumerate(columns):
             table.add_column(column, justify="left" if index < num_texts else "right", overflow="fold")
         for row in rows:
-            table.add_row(*(str(cell) for cell in row))
+            table.add_row(*(shown(str(cell)) for cell in row))
         self._out.print(table)
 
     def document(self, value: Mapping[str, Any]) -> None:

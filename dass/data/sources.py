@@ -170,7 +170,7 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
 def _parquet_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last where Arrow quotes damaged bytes
         raise DataError(f"{path} must be a complete Parquet file, got: {error}; write the file again") from error
 
 

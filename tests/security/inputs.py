@@ -107,9 +107,9 @@ def altered_json(seeds: list[bytes]) -> st.SearchStrategy[bytes]:
         if isinstance(part, dict) and what == "remove":
             part.pop(name, None)
         elif isinstance(part, dict):
-            part["extra" if what == "add" else name] = draw(VALUES)
-        elif isinstance(part, list) and name < len(part):
-            part[name] = draw(VALUES)
+            part["extra" if what == "add" else name] = copy.deepcopy(draw(VALUES))
+        elif isinstance(part, list) and isinstance(name, int) and name < len(part):
+            part[name] = copy.deepcopy(draw(VALUES))
 
     return altered() | altered_bytes(seeds)
 

@@ -301,3 +301,17 @@ def test_a_blob_is_refused_by_whoever_wrote_another_under_its_name(store: Folder
 def test_a_student_is_written_as_it_is_read() -> None:
     loaded = load_student(student_file())
     assert student_bytes(STUDENT, 8, loaded.classes, loaded.network.state_dict()) == student_file()
+
+
+def test_every_byte_of_a_table_may_be_another(store: FolderStore, kinds: dict[str, Kind]) -> None:
+    key, read = kinds["scores"].key, kinds["scores"].read
+    data = store.get(key)
+    path = store.root / key
+    refused = 0
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + b"\xf4" + data[place + 1 :])
+        try:
+            read(store)
+        except StoreError:
+            refused += 1
+    assert refused > len(data) // 3

@@ -172,3 +172,12 @@ def test_a_run_id_is_computed_and_not_believed(store: FolderStore) -> None:
     other = Run(record.run.task, record.run.teacher, record.run.student, record.run.recipe, seed=9)
     store.put(loose_key(other.id), record_to_json(record))
     assert loose_key(other.id) in refusal(store, lambda store: list(RunDatabase(store).scan()))
+
+
+def test_a_packed_file_whose_columns_have_no_name_is_refused(store: FolderStore) -> None:
+    """Arrow raises a UnicodeDecodeError then, which is no error of its own."""
+    data = table_to_parquet(records_to_table([make_record(make_run(1))]))
+    key = "records/packed/task-a/poisoned.parquet"
+    for name in (b"run_id", b"schema", b"lane"):
+        store.put(key, data.replace(name, b"\xf4" + name[1:]))
+        assert key in refusal(store, lambda store: list(RunDatabase(store).scan()))
