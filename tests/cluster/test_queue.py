@@ -178,6 +178,14 @@ def test_a_run_that_failed_for_its_own_reason_trains_alone() -> None:
     assert cohorts == [{RUNS[0], RUNS[3]}, {RUNS[1]}, {RUNS[2]}]
 
 
+def test_a_run_that_trains_alone_comes_last() -> None:
+    """With one lane of few lives, a run that ends every life of it must not keep the others from their turn."""
+    longest = make_run(7, epochs=500)
+    queue = new_queue([longest, *RUNS])
+    queue.fail([longest.id], granted(queue).token, FailureKind.ERROR, 1.0)
+    assert [granted(queue, lane, 2).runs for lane in "abc"] == [tuple(RUNS[:2]), tuple(RUNS[2:]), (longest,)]
+
+
 def test_teachers_come_before_longer_work_and_students_wait() -> None:
     longer = make_run(5, epochs=500)
     queue = new_queue([*STUDENTS, longer, TEACHER])
