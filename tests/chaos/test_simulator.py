@@ -1,6 +1,7 @@
 """The rules hold in seeded schedules, and bite: bugs planted in the real code are found."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +19,7 @@ from cluster.database import RunDatabase, loose_key
 from cluster.lane import Lane
 from cluster.objects import ObjectStore
 from cluster.plan import Decision
-from cluster.queue import Lease, LeaseQueue, LeaseReply, LeaseState, QueueActor
+from cluster.queue import Lease, LeaseQueue, LeaseReply, LeaseState
 from cluster.schema import record_to_json
 from dass.kd.cohort import Ended
 from dass.records import Record, Run
@@ -116,7 +117,6 @@ def a_lane_registers_what_another_one_holds(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_restarted_queue_grants_at_once(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(QueueActor.__init__, "__defaults__", (0.0,))
     make = LeaseQueue.__init__
 
     def without_grace(queue: LeaseQueue, *args: Any, **settings: Any) -> None:
@@ -227,5 +227,5 @@ def compaction_removes_what_it_did_not_write(patch: pytest.MonkeyPatch) -> None:
 def test_a_planted_bug_breaks_a_rule(plant: Patch, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
     found = next((outcome.violation for seed in range(SCHEDULES) if (outcome := simulate(seed)).violation), None)
-    with pytest.raises(AssertionError, match=rule):
-        assert found is None, found
+    assert found is not None
+    assert re.search(rule, found)
