@@ -49,16 +49,18 @@ KINDS = (
 )
 
 
-def test_the_rules_hold_in_every_schedule() -> None:
-    command = [sys.executable, "-m", "tests.chaos", "simulate", "--schedules", "300", "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+@pytest.mark.parametrize("schedules", [300, pytest.param(10_000, marks=[pytest.mark.chaos, pytest.mark.timeout(7200)])])
+def test_the_rules_hold_in_every_schedule(schedules: int) -> None:
+    """In processes of their own, where the order of sets is fixed: what breaks a rule can be replayed by its seed."""
+    command = [sys.executable, "-m", "tests.chaos", "simulate", "--schedules", str(schedules), "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert summary["schedules"] == 300
+    assert summary["schedules"] == schedules
     assert summary["violations"] == []
     assert all(summary["faults"][kind] > 0 for kind in KINDS)
-    assert summary["records"] > 0.8 * summary["runs"]  # the others fail, or their teacher does
-    assert summary["leases"] > summary["submissions"] > 300
+    assert summary["runs"] > summary["records"] > 0.8 * summary["runs"]  # some fail for ever, or their teacher does
+    assert summary["leases"] > summary["submissions"] > schedules
     assert 0 < summary["steps_repeated"] < summary["steps"]
 
 
@@ -155,7 +157,7 @@ def a_lane_tells_the_queue_before_the_record_is_there(patch: pytest.MonkeyPatch)
     record = Lane._record
 
     def tell_first(lane: Lane, ended: Ended, lease: Lease, *rest: Any) -> None:
-        cluster.lane.ray.get(lane._queue.complete.remote(ended.run.id, lease.token, ended.result.status))
+        vars(cluster.lane)["ray"].get(lane._queue.complete.remote(ended.run.id, lease.token, ended.result.status))
         record(lane, ended, lease, *rest)
 
     patch.setattr(Lane, "_record", tell_first)
