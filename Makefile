@@ -12,7 +12,7 @@ quickstart: $(READY)
 	$(BIN)/python -m jobs quickstart --store $(STORE)
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not ceph"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not ceph and not chaos"
 
 # The store against a real Ceph gateway; as root on Debian it installs what is missing.
 test-ceph: $(READY)

@@ -193,7 +193,8 @@ class Startable:
         runs: of equal ones the first is taken first.
         position_of, work_of: as for `cut_cohorts`.
         need_of: by run id how many other runs wait for it; what most wait for comes first, then what takes longest.
-        alone: the ids of runs that share a cohort with no other.
+        alone: the ids of runs that share a cohort with no other, and come last: what ends its lane, and with it one
+            of the lane's few lives, must not come before what can be done.
         priority_of: by task id; before anything else the higher one comes first, and a task that is not named has 0.
     """
 
@@ -215,6 +216,7 @@ class Startable:
         for each in sorted(waiting, reverse=True):
             groups[each.run.id if each.run.id in alone else _company(each.run, position_of)].append(each)
         self._groups = dict(groups)
+        self._alone = frozenset(alone)
 
     def __bool__(self) -> bool:
         return bool(self._groups)
@@ -229,7 +231,7 @@ class Startable:
         firsts = {company: list(itertools.islice(group, size)) for company, group in self._groups.items()}
         if not firsts:
             return ()
-        company = max(firsts, key=lambda company: _rank(firsts[company]))
+        company = max(firsts, key=lambda company: (company not in self._alone, *_rank(firsts[company])))
         group = self._groups[company]
         for _ in firsts[company]:
             group.popleft()

@@ -241,15 +241,22 @@ class LeaseQueue:
         return self._end_leases(silent, FailureKind.LANE_LOST, f"no heartbeat for {self._lease_s:g} s")
 
     def reregister(self, lane: str, run_ids: Iterable[str], token: Token, now: float) -> tuple[str, ...]:
-        """Let a lane go on with a lease of an earlier incarnation; gives the runs it keeps, the others it drops."""
+        """Let a lane go on with a lease of an earlier incarnation; gives the runs it keeps, the others it drops.
+
+        Of two lanes that claim a run the one of the higher token had it last, so it takes the run over: the other one's
+        checkpoints are never read.
+        """
         self.expire(now)
         held = self._leases.get(token)
         is_known = held is not None and held.lane == lane
         if now >= self._grace_until or token.incarnation >= self.incarnation or (held and not is_known):
             return ()
-        kept = tuple(run_id for run_id in run_ids if run_id in self._open and self._owner.get(run_id, token) == token)
+        kept = tuple(run_id for run_id in run_ids if run_id in self._open and self._owner.get(run_id, token) <= token)
         if kept:
             self._forget()
+            for run_id in kept:
+                if self._owner.get(run_id, token) != token:
+                    self._take_back(run_id)
             self._hold(lane, token, kept, now)
         return kept
 

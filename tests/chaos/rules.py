@@ -316,8 +316,9 @@ class QueueRules:
         kept = set(reply)
         self._expect(self._clock() < self._grace_until, "a lane registers after the time of grace")
         self._expect(token.incarnation < self._queue.incarnation, "a lane registers a lease that cannot be old")
-        others = {run_id for other, held in self._leases.items() if other != token for run_id in held.run_ids}
-        self._expect(kept <= set(run_ids) - self._told - others, "a lane registers what is not its own any more")
+        later = {run_id for other, held in self._leases.items() if other > token for run_id in held.run_ids}
+        self._expect(kept <= set(run_ids) - self._told - later, "a lane registers what is not its own any more")
+        self._drop(kept)
         self._leases[token] = _Held(lane, caller, self._clock() + self._lease_s, kept)
 
     def _stats(self, caller: str, reply: Any) -> None:

@@ -1,6 +1,7 @@
 """The rules hold in seeded schedules, and bite: bugs planted in the real code are found."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -14,13 +15,13 @@ import cluster.compaction
 import cluster.lane
 import cluster.queue
 import cluster.queue_actor
+import cluster.queue_meter
 from cluster.checkpoints import Token, remove_checkpoints
 from cluster.database import RunDatabase, loose_key
 from cluster.lane import Lane
 from cluster.objects import ObjectStore
 from cluster.plan import Decision
 from cluster.queue import Lease, LeaseQueue, LeaseReply, LeaseState
-from cluster.queue_actor import QueueActor
 from cluster.schema import record_to_json
 from dass.kd.cohort import Ended
 from dass.records import Record, Run
@@ -50,22 +51,24 @@ KINDS = (
 )
 
 
-def test_the_rules_hold_in_every_schedule() -> None:
-    command = [sys.executable, "-m", "tests.chaos", "simulate", "--schedules", "300", "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+@pytest.mark.parametrize("schedules", [300, pytest.param(10_000, marks=[pytest.mark.chaos, pytest.mark.timeout(7200)])])
+def test_the_rules_hold_in_every_schedule(schedules: int) -> None:
+    """In processes of their own, where the order of sets is fixed: what breaks a rule can be replayed by its seed."""
+    command = [sys.executable, "-m", "tests.chaos", "simulate", "--schedules", str(schedules), "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert summary["schedules"] == 300
+    assert summary["schedules"] == schedules
     assert summary["violations"] == []
     assert all(summary["faults"][kind] > 0 for kind in KINDS)
-    assert summary["records"] > 0.8 * summary["runs"]  # the others fail, or their teacher does
-    assert summary["leases"] > summary["submissions"] > 300
+    assert summary["runs"] > summary["records"] > 0.8 * summary["runs"]  # some fail for ever, or their teacher does
+    assert summary["leases"] > summary["submissions"] > schedules
     assert 0 < summary["steps_repeated"] < summary["steps"]
 
 
 def test_a_seed_is_one_course_of_events() -> None:
     first, second = simulate(3, traced=True), simulate(3, traced=True)
-    assert len(first.trace) > 100
+    assert len(first.trace) > 50
     assert first == second
     assert simulate(4, traced=True).trace != first.trace
 
@@ -118,7 +121,6 @@ def a_lane_registers_what_another_one_holds(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_restarted_queue_grants_at_once(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(QueueActor.__init__, "__defaults__", (0.0,))
     make = LeaseQueue.__init__
 
     def without_grace(queue: LeaseQueue, *args: Any, **settings: Any) -> None:
@@ -229,5 +231,5 @@ def compaction_removes_what_it_did_not_write(patch: pytest.MonkeyPatch) -> None:
 def test_a_planted_bug_breaks_a_rule(plant: Patch, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
     found = next((outcome.violation for seed in range(SCHEDULES) if (outcome := simulate(seed)).violation), None)
-    with pytest.raises(AssertionError, match=rule):
-        assert found is None, found
+    assert found is not None
+    assert re.search(rule, found)

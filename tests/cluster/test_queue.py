@@ -178,6 +178,14 @@ def test_a_run_that_failed_for_its_own_reason_trains_alone() -> None:
     assert cohorts == [{RUNS[0], RUNS[3]}, {RUNS[1]}, {RUNS[2]}]
 
 
+def test_a_run_that_trains_alone_comes_last() -> None:
+    """With one lane of few lives, a run that ends every life of it must not keep the others from their turn."""
+    longest = make_run(7, epochs=500)
+    queue = new_queue([longest, *RUNS])
+    queue.fail([longest.id], granted(queue).token, FailureKind.ERROR, 1.0)
+    assert [granted(queue, lane, 2).runs for lane in "abc"] == [tuple(RUNS[:2]), tuple(RUNS[2:]), (longest,)]
+
+
 def test_teachers_come_before_longer_work_and_students_wait() -> None:
     longer = make_run(5, epochs=500)
     queue = new_queue([*STUDENTS, longer, TEACHER])
@@ -248,11 +256,23 @@ def test_a_restarted_queue_lets_lanes_go_on_before_it_grants_anything() -> None:
 def test_nobody_registers_late_twice_or_under_a_token_that_cannot_be_old() -> None:
     queue = new_queue(incarnation=2, grace_until=100.0)
     assert queue.reregister("a", ids(RUNS[:2]), Token(1, 1), 10.0) == tuple(ids(RUNS[:2]))
-    assert queue.reregister("b", ids(RUNS[1:3]), Token(1, 2), 10.0) == (RUNS[2].id,)
+    assert queue.reregister("b", ids(RUNS[2:]), Token(1, 2), 10.0) == tuple(ids(RUNS[2:]))
+    assert queue.reregister("a", ids(RUNS[:3]), Token(1, 1), 10.0) == tuple(ids(RUNS[:2]))
     assert queue.reregister("c", ids(RUNS), Token(1, 1), 10.0) == ()
     assert queue.reregister("c", ids(RUNS), Token(2, 1), 10.0) == ()
     assert queue.reregister("c", ["0" * 32], Token(1, 3), 10.0) == ()
     assert queue.reregister("c", ids(RUNS), Token(1, 3), 100.0) == ()
+
+
+def test_of_two_lanes_that_register_a_run_the_later_owner_has_it() -> None:
+    """The one that was overtaken may come first; its checkpoints lie under the lower token, where nobody reads."""
+    queue = new_queue(incarnation=2, grace_until=100.0)
+    assert queue.reregister("overtaken", ids(RUNS[:2]), Token(1, 1), 10.0) == tuple(ids(RUNS[:2]))
+    assert queue.reregister("owner", ids(RUNS[:2]), Token(1, 2), 11.0) == tuple(ids(RUNS[:2]))
+    assert not queue.heartbeat("overtaken", Token(1, 1), 12.0)
+    assert queue.reregister("overtaken", ids(RUNS[:2]), Token(1, 1), 12.0) == ()
+    assert queue.heartbeat("owner", Token(1, 2), 12.0)
+    assert queue.stats() == QueueStats(4, 0, 2, 2, 0, {})
 
 
 def test_bad_settings_are_refused() -> None:
@@ -457,7 +477,10 @@ class QueueMachine(RuleBasedStateMachine):
         token = data.draw(st.sampled_from(sorted(self.lost)))
         lane, held = self.lost[token]
         kept = self.queue.reregister(lane, sorted(held), token, self.now)
-        assert not set(kept) & (self.database.keys() | set(self._owned()))
+        later = {run_id for other, (_, runs, _) in self.leases.items() if other > token for run_id in runs}
+        assert not set(kept) & (self.database.keys() | later)
+        for run_id in kept:
+            self._drop(run_id)
         if kept:
             assert self.now < self.grace_until
             assert token.incarnation < self.incarnation
