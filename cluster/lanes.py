@@ -119,6 +119,7 @@ def _queue(job: LaneJob, plan: Plan, store: ObjectStore, priority_of: Mapping[st
         .remote(
             job.store_url,
             plan.runs,
+            grace_s=job.settings.lease_s,
             lease_s=job.settings.lease_s,
             work_of=work_of(plan.runs, tasks),
             priority_of=priority_of,

@@ -287,7 +287,7 @@ class Decision(StrEnum):
 
 _RETRIES: Mapping[FailureKind, tuple[float, int]] = {  # in company, then alone
     FailureKind.RETURNED: (math.inf, 0),
-    FailureKind.LANE_LOST: (2, 3),
+    FailureKind.LANE_LOST: (1, 1),  # given up before its lane is, which may be started again three times
     FailureKind.STORE: (3, 0),
     FailureKind.OUT_OF_MEMORY: (0, 1),
     FailureKind.ERROR: (0, 2),

@@ -192,7 +192,12 @@ class LeaseQueue:
         held.expires = now + self._lease_s
         for run_id, position in (saved or {}).items():
             if run_id in held.run_ids:
+                before = self._saved.get(run_id)
                 self._saved[run_id] = Saved(token, position)
+                if before is None or before.position != position:
+                    self._failures[run_id].pop(
+                        FailureKind.LANE_LOST, None
+                    )  # it comes forward: it is not what ends lanes
         return True
 
     def complete(self, run_id: str, token: Token, now: float, status: Status = Status.FINISHED) -> bool:

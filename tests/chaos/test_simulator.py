@@ -28,7 +28,7 @@ from dass.records import Record, Run
 from tests.chaos.simulator import simulate
 
 ROOT = Path(__file__).resolve().parents[2]
-SCHEDULES = 250  # until a planted bug must be found
+SCHEDULES = 600  # until a planted bug must be found
 KINDS = (
     "lane killed",
     "lane frozen",

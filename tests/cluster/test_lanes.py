@@ -150,7 +150,7 @@ def test_a_lease_outlives_a_silence_longer_than_itself(site: Site) -> None:
 def test_runs_that_kill_their_lane_again_and_again_are_given_up(site: Site) -> None:
     teacher = site.plan().runs[0]
     queue = queue_of(site, Plan("teachers", (teacher,)))
-    for _ in range(5):
+    for _ in range(2):
         ray.get(queue.lease.remote("lane0", 2))
         ray.get(queue.arrive.remote("lane0"))
     ray.get(queue.lease.remote("lane0", 2))  # this life of the lane is the last

@@ -188,7 +188,7 @@ RETRY, ALONE, GIVE_UP = Decision.RETRY, Decision.RETRY_ALONE, Decision.GIVE_UP
     ("kind", "decisions"),
     [
         (FailureKind.RETURNED, [RETRY] * 50),
-        (FailureKind.LANE_LOST, [RETRY, RETRY, ALONE, ALONE, ALONE, GIVE_UP, GIVE_UP]),
+        (FailureKind.LANE_LOST, [RETRY, ALONE, GIVE_UP, GIVE_UP]),
         (FailureKind.STORE, [RETRY, RETRY, RETRY, GIVE_UP]),
         (FailureKind.OUT_OF_MEMORY, [ALONE, GIVE_UP, GIVE_UP]),
         (FailureKind.ERROR, [ALONE, ALONE, GIVE_UP]),

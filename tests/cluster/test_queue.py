@@ -147,15 +147,29 @@ def test_returned_runs_are_never_charged_and_lost_lanes_are() -> None:
     for now in range(20):
         granted(queue, now=float(now))
         queue.release("a", float(now))
-    for attempt in range(1, 7):
+    for attempt in range(1, 4):
         lease = granted(queue, now=attempt * 100.0)
         decision = queue.release("a", attempt * 100.0, FailureKind.LANE_LOST)[RUNS[0].id]
         assert lease.runs == (RUNS[0],)
         assert decision is (
-            Decision.RETRY if attempt < 3 else Decision.RETRY_ALONE if attempt < 6 else Decision.GIVE_UP
+            Decision.RETRY if attempt == 1 else Decision.RETRY_ALONE if attempt == 2 else Decision.GIVE_UP
         )
     assert queue.lease("a", 8, 1000.0).state is LeaseState.EMPTY
     assert queue.stats().failed == {RUNS[0].id: "lane lost: a ended"}
+
+
+def test_a_run_that_comes_forward_is_not_charged_with_the_loss_of_its_lanes() -> None:
+    queue = new_queue(RUNS[:1])
+    for position in range(20):
+        lease = granted(queue)
+        assert queue.heartbeat("a", lease.token, 0.0, {RUNS[0].id: position})
+        assert queue.release("a", 0.0, FailureKind.LANE_LOST) == {RUNS[0].id: Decision.RETRY}
+    decisions: list[Decision] = []
+    for _ in range(2):
+        lease = granted(queue)
+        queue.heartbeat("a", lease.token, 0.0, {RUNS[0].id: 19})  # no further than before
+        decisions += queue.release("a", 0.0, FailureKind.LANE_LOST).values()
+    assert decisions == [Decision.RETRY_ALONE, Decision.GIVE_UP]
 
 
 def test_all_kinds_of_failure_share_one_budget() -> None:
