@@ -90,11 +90,10 @@ def side_by_side(settings: LaneConfig) -> int:
 
 def probe(work: Work, pack: Pack) -> Samples:
     """The samples of all processes that measure side by side."""
-    data = _excerpt(work, pack)
-    num = side_by_side(work.settings)
-    if num == 1:
-        return _measure(work, data)
-    context = multiprocessing.get_context("spawn")
+    data, num = _excerpt(work, pack), side_by_side(work.settings)
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # a process that trains is set up in ways that the caller's must not be
     with context.Pool(num, initializer=_meet, initargs=(context.Barrier(num),)) as pool:
         first, *others = pool.starmap(_measure, [(work, data)] * num, chunksize=1)
     return sum(others, first)
@@ -115,13 +114,9 @@ def _excerpt(work: Work, pack: Pack) -> ResidentBatches:
 
 def _measure(work: Work, data: ResidentBatches) -> Samples:
     """Everything, one after the other, in this process."""
-    threads = torch.get_num_threads()
     keep_freed_memory()
     torch.set_num_threads(work.settings.threads)
-    try:
-        return _Bench(work, data).samples()
-    finally:
-        torch.set_num_threads(threads)
+    return _Bench(work, data).samples()
 
 
 class _Bench:
