@@ -23,7 +23,7 @@ from tests.jobs.images import save_weights, write_images
 from tests.jobs.prepared import final_plan, open_smoke, prepare
 
 WORKING = ("data", "teachers", "collect", "meta-train", "search", "distil", "report", "quickstart")
-VERBS = (*WORKING, "status", "keys")
+VERBS = (*WORKING, "learning-curve", "status", "keys")
 FROM_NOTHING = ("data", "teachers", "collect", "quickstart", "report")
 SMOKE = ("--recipe", "smoke")
 
