@@ -29,7 +29,7 @@ from dass.spaces import get_space
 QUANTILES = (0.5, 0.1, 0.9)  # of the students by their MACs: where cohorts are measured
 _VALID_IMAGES = 256
 _TRAIN_BATCHES = 40
-_LOOK = 5  # most steps between two looks at the clock
+_LOOK = {"cpu": 2, "cuda": 10}  # steps between two looks at the clock, for which a GPU must be waited for
 _MOST_LOOKS = 20  # at one cohort
 _MEET_S = 120.0  # for how long processes wait for each other to have started
 
@@ -90,11 +90,10 @@ def side_by_side(settings: LaneConfig) -> int:
 
 def probe(work: Work, pack: Pack) -> Samples:
     """The samples of all processes that measure side by side."""
-    data = _excerpt(work, pack)
-    num = side_by_side(work.settings)
-    if num == 1:
-        return _measure(work, data)
-    context = multiprocessing.get_context("spawn")
+    data, num = _excerpt(work, pack), side_by_side(work.settings)
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # a process that trains is set up in ways that the caller's must not be
     with context.Pool(num, initializer=_meet, initargs=(context.Barrier(num),)) as pool:
         first, *others = pool.starmap(_measure, [(work, data)] * num, chunksize=1)
     return sum(others, first)
@@ -115,13 +114,9 @@ def _excerpt(work: Work, pack: Pack) -> ResidentBatches:
 
 def _measure(work: Work, data: ResidentBatches) -> Samples:
     """Everything, one after the other, in this process."""
-    threads = torch.get_num_threads()
     keep_freed_memory()
     torch.set_num_threads(work.settings.threads)
-    try:
-        return _Bench(work, data).samples()
-    finally:
-        torch.set_num_threads(threads)
+    return _Bench(work, data).samples()
 
 
 class _Bench:
@@ -164,7 +159,7 @@ class _Bench:
             runs,
             self._data,
             teacher,
-            yield_every=min(_LOOK, self._work.settings.yield_every),
+            yield_every=_LOOK[self._device.type],
             memory_format=self._format,
         )
         build_s = (time.perf_counter() - began) / len(runs)

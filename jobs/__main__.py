@@ -139,6 +139,18 @@ def meta_train(
     job.console.document(verb.run(job) if num_trials is None else tune.run(job, num_trials))
 
 
+@app.command("learning-curve")
+def learning_curve(
+    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    source: SourceOption = None, is_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """What more collected runs would buy: short meta-trainings on parts of the records; minutes, nothing is written."""
+    from jobs import learning_curve as verb
+
+    job = Job.open(configured(recipe, settings, source), store, Console(is_json=is_json), dry_run=True, is_reader=True)
+    job.console.document(verb.run(job))
+
+
 @app.command()
 def search(
     recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,

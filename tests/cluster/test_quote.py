@@ -2,10 +2,8 @@
 
 import itertools
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -131,10 +129,3 @@ def test_a_probe_measures_small_middling_and_large_students(site: Site) -> None:
     assert all(took > 0 for _, took in (*samples.steps, *samples.teacher_steps, *samples.valid))
     largest = build(students[-1], 3).state_dict()
     assert samples.state_bytes > sum(tensor.nbytes for tensor in largest.values())
-
-
-def test_a_probe_leaves_the_process_as_it_was(site: Site, tmp_path: Path) -> None:
-    torch.set_num_threads(2)
-    probe(Work(site.task, "smoke", (), TEACHER, RECIPE, LANES, seconds=0.1), site.pack)
-    assert torch.get_num_threads() == 2
-    assert list(tmp_path.iterdir()) == []

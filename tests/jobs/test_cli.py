@@ -23,7 +23,7 @@ from tests.jobs.images import save_weights, write_images
 from tests.jobs.prepared import final_plan, open_smoke, prepare
 
 WORKING = ("data", "teachers", "collect", "meta-train", "search", "distil", "report", "quickstart")
-VERBS = (*WORKING, "status", "keys")
+VERBS = (*WORKING, "learning-curve", "status", "keys")
 FROM_NOTHING = ("data", "teachers", "collect", "quickstart", "report")
 SMOKE = ("--recipe", "smoke")
 
@@ -165,6 +165,18 @@ def test_a_command_that_is_terminated_while_its_lanes_start_says_so_too(tmp_path
     out, error = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, ""), error
     assert error.splitlines()[-1].startswith("interrupted: what is finished is kept")
+
+
+# Learning curve
+
+
+def test_a_learning_curve_of_a_handful_of_records_says_that_they_are_too_few(done: Path) -> None:
+    before = tree(done)
+    found = document(call("learning-curve", *SMOKE, "--json", "--store", done))
+    assert {point["records"] for point in found["points"]} <= {4, 6}  # of two tasks with three students each
+    assert found["gains"] == []
+    assert "too few records" in call("learning-curve", *SMOKE, "--store", done).out
+    assert tree(done) == before
 
 
 # Dry runs
