@@ -72,7 +72,8 @@ def test_the_interval_is_as_wide_as_the_samples_lie_apart(site: Site) -> None:
     run = Run(site.task.id, "e" * 64, SPACE.smallest, RECIPE)
     speed = MeasuredSpeed(sampled([(1000.0, 0.2)] * 10 + [(1000.0, 1.0)] * 10), LANES)
     took = speed.run(run, site.task, 1000, asked=1.0)
-    assert took.high / took.low == pytest.approx(5.0, rel=0.01)
+    line_s = (1 / 0.2 + 1 / 1.0) / (1 / 0.2**2 + 1 / 1.0**2)  # the least sum of squared relative errors
+    assert took.high / took.expected == pytest.approx(1.0 / line_s, rel=0.01)
 
 
 def test_records_of_a_recipe_tell_what_more_of_it_take(site: Site) -> None:
