@@ -168,7 +168,9 @@ class _Bench:
         last: tuple[float, int] | None = None
         for progress in cohort.train():
             now = time.perf_counter()
-            if last is not None:
+            if last is None:
+                began = now
+            else:
                 steps.append((macs, (now - last[0]) / (progress.step - last[1]) / len(runs)))
             last = now, progress.step
             if len(steps) >= _MOST_LOOKS or (len(steps) >= 2 and now - began > seconds):
@@ -193,8 +195,8 @@ class _Bench:
             network.to(memory_format=self._format)  # type: ignore[call-overload]  # missing in its stubs
         macs = sum(map(self._macs, students)) / len(students)
         images = len(students) * self._data.num_images("valid")
-        _, seconds = (self._timed(lambda: evaluate(networks, self._data, "valid", self._format)) for _ in range(2))
-        return ((macs, seconds / images),)
+        took = [self._timed(lambda: evaluate(networks, self._data, "valid", self._format)) for _ in range(4)]
+        return tuple((macs, seconds / images) for seconds in took[2:])  # the first ones warm up
 
     def _teacher_pass(self) -> tuple[float, ...]:
         network = self._teacher.network(self._data.task.num_classes, self._device)

@@ -1,7 +1,7 @@
 """What a collection will take: device-hours, time for pools of lanes, and room in the store. Pure: it measures nothing.
 
 The interval: the tenth and the ninetieth of a hundred measured samples against the line through them, and at least a
-tenth to either side for what is not measured (the store's answers, restarts, other work on the machine).
+quarter to either side for what is not measured (the store's answers, restarts, other work on the machine).
 """
 
 import heapq
@@ -21,7 +21,7 @@ from cluster.sizing import Sizing
 from dass.cost import count_macs
 from dass.records import Run, Task
 
-LEAST_SPREAD = 0.1
+LEAST_SPREAD = 0.25
 LEAST_RECORDS = 4
 LANE_START_S = 15.0  # until a lane of a Ray that runs has its first lease
 RUN_S = 0.02  # of the lane and the store for each run, beside its training

@@ -115,7 +115,7 @@ def _pool(job: Job, pool: Pool, device: str) -> dict[str, Any]:
 def _tell(job: Job, found: Quote, source: _Source) -> None:
     hours, price = _hours(job, found.work_s), job.config.prices.of(source.device)
     job.console.tell(
-        f"Quote: {found.num_teachers} teachers and {found.num_students} students to train, {_between(hours, '.2f')} device-hours"
+        f"Quote: {found.num_teachers} teachers and {found.num_students} students to train, {_between(hours, '.3g')} device-hours"
     )
     job.console.tell(f"       {source.text}")
     rows = []
@@ -123,7 +123,7 @@ def _tell(job: Job, found: Quote, source: _Source) -> None:
         row = _pool(job, pool, source.device)
         eta = row["eta_s"]
         until = f"{duration(eta['expected'])} ({duration(eta['low'])} to {duration(eta['high'])})"
-        hours_text = f"{row['device_hours']['expected']:.2f}"
+        hours_text = f"{row['device_hours']['expected']:.3g}"
         rows.append((pool.lanes, until, hours_text, usd(row["on_demand_usd"]), usd(row["spot_usd"])))
     title = f"Lanes like these; {usd(price.on_demand)} on demand and {usd(price.spot)} spot an hour ({price.source})"
     job.console.table(title, ("lanes", "time", "device-hours", "on demand", "spot"), rows, num_texts=2)

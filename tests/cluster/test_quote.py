@@ -65,14 +65,15 @@ def test_a_measured_run_takes_its_steps_its_evaluations_and_its_share_of_the_tea
     evaluation_s = 3 * len(site.task.valid) * 1e-3
     assert line_s >= steps * 0.5 * 0.999
     assert line_s == pytest.approx(steps * 0.5 + evaluation_s, rel=0.05)
-    assert [took.low, took.high] == pytest.approx([0.9 * took.expected, 1.1 * took.expected])
+    assert [took.low, took.high] == pytest.approx([0.75 * took.expected, 1.25 * took.expected])
 
 
 def test_the_interval_is_as_wide_as_the_samples_lie_apart(site: Site) -> None:
     run = Run(site.task.id, "e" * 64, SPACE.smallest, RECIPE)
     speed = MeasuredSpeed(sampled([(1000.0, 0.2)] * 10 + [(1000.0, 1.0)] * 10), LANES)
     took = speed.run(run, site.task, 1000, asked=1.0)
-    assert took.high / took.low == pytest.approx(5.0, rel=0.01)
+    line_s = (1 / 0.2 + 1 / 1.0) / (1 / 0.2**2 + 1 / 1.0**2)  # the least sum of squared relative errors
+    assert took.high / took.expected == pytest.approx(1.0 / line_s, rel=0.01)
 
 
 def test_records_of_a_recipe_tell_what_more_of_it_take(site: Site) -> None:
@@ -125,7 +126,7 @@ def test_a_probe_measures_small_middling_and_large_students(site: Site) -> None:
     means = sorted({mean for mean, _ in samples.steps})
     assert means == pytest.approx([sum(macs[start : start + 4]) / 4 for start in (1, 4, 7)])
     assert {mean for mean, _ in samples.teacher_steps} == {count_macs(SPACE.largest, 16, 3)}
-    assert len(samples.valid) == 4
+    assert len(samples.valid) == 8
     assert all(took > 0 for _, took in (*samples.steps, *samples.teacher_steps, *samples.valid))
     largest = build(students[-1], 3).state_dict()
     assert samples.state_bytes > sum(tensor.nbytes for tensor in largest.values())
