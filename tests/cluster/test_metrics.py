@@ -1,7 +1,6 @@
 """Metrics as Prometheus sees them: scraped over HTTP from a real local Ray, compared with the store."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from tests.cluster.faulty_server import Answer, FaultyServer
 from tests.cluster.lane_site import LANES, RECIPE, SPACE, TEACHER, in_process, make_site, queue_of
 from tests.cluster.s3_faulty import faulty, proxy, store
 from tests.cluster.s3_server import s3_server, use_endpoint
+from tests.ports import free_port
 
 __all__ = ["faulty", "proxy", "s3_server", "store", "use_endpoint"]  # fixtures
 
@@ -67,9 +67,7 @@ class Scraper:
 
 @pytest.fixture(scope="module")
 def scraper() -> Iterator[Scraper]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = {"RAY_metrics_report_interval_ms": str(EXPORT_MS), "RAY_enable_metrics_collection": "1"}
     with mock.patch.dict(os.environ, settings):
         ray.init("local", namespace="dass", num_cpus=2, include_dashboard=False, _metrics_export_port=port)
@@ -174,9 +172,9 @@ def test_failures_are_counted_by_kind_and_expired_leases_by_lease(scraper: Scrap
     queue = queue_of(site, plan, lease_s=0.5)
     names = ("ray_dass_failed_attempts_total", "ray_dass_leases_expired_total")
     before = {kind: scraper.total(names[0], kind=str(kind)) for kind in FailureKind}
-    broken, *_ = [ray.get(queue.lease.remote(f"lane{number}", 1)).lease for number in range(3)]
+    broken, _, returned = [ray.get(queue.lease.remote(f"lane{number}", 1)).lease for number in range(3)]
     ray.get(queue.fail.remote([run.id for run in broken.runs], broken.token, FailureKind.ERROR, "broken"))
-    ray.get(queue.release.remote("lane2", FailureKind.RETURNED))
+    ray.get(queue.fail.remote([run.id for run in returned.runs], returned.token, FailureKind.RETURNED, "unharmed"))
     while ray.get(queue.stats.remote()).running:
         time.sleep(0.1)
     expected = {FailureKind.ERROR: 1, FailureKind.RETURNED: 1, FailureKind.LANE_LOST: 1}

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ import pytest
 import requests
 
 from tests.infra.overlays import Pod, environment, ray_pods, rendered
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
@@ -25,12 +25,6 @@ PATIENCE_S = 120
 
 def head() -> Pod:
     return next(ray_pods(rendered("overlays/eks/cluster")))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

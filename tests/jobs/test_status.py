@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -97,6 +98,8 @@ def working(store: Path) -> dict[str, Any]:
         log.emit("failed", run=third.id, reason="RuntimeError: still no", decision="give up")
     settings = LaneConfig(cpus=2.0, report_s=3600.0)
     with LaneReporter(job.store, "lane0", "queue", torch.device("cpu"), settings) as lane:
+        while not any(job.store.list("lanes/")):  # the first report, which its own thread writes
+            time.sleep(0.01)
         lane.hold(Token(1, 5), "target", [first.id, second.id])
         lane.begin(0, 16)
         lane.note(Progress(5, 20, 1), 2, [first.id, second.id])

@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import subprocess
 import time
 import urllib.error
@@ -15,6 +14,7 @@ import pytest
 
 from cluster.database import RunDatabase
 from cluster.objects import FolderStore
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "infra" / "local" / "cluster.sh"
@@ -22,15 +22,6 @@ LONG = ("--recipe", "smoke", "--set", "student.epochs=60", "--set", "lanes.check
 TIMEOUT_S = 300
 
 pytestmark = pytest.mark.ray
-
-
-def free_port() -> int:
-    """One below those that Ray gives to its workers."""
-    for port in range(6400, 9900, 10):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
-    raise RuntimeError("no free port")
 
 
 @dataclass(frozen=True)
@@ -71,14 +62,11 @@ class LocalCluster:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     folder = tmp_path_factory.mktemp("cluster")
-    gcs, dashboard = free_port(), 0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        dashboard = probe.getsockname()[1]
+    gcs = free_port()
     ours = {
         "DASS_CLUSTER": str(folder),
         "DASS_GCS_PORT": str(gcs),
-        "DASS_DASHBOARD_PORT": str(dashboard),
+        "DASS_DASHBOARD_PORT": str(gcs + 3),
         "DASS_RAY_TEMP": f"/tmp/dass-test-{gcs}",  # noqa: S108 - Ray's sockets need a short path
     }
     here = LocalCluster({key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | ours)

@@ -4,7 +4,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,19 +16,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.ports import free_port
+
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 START_S = 120.0
 PATHS = ("/api/version", "/api/jobs/", "/nodes?view=summary", "/api/cluster_status", "/logical/actors", "/api/v0/tasks")
-
-
-def free_port(low: int) -> int:
-    """A port that nobody listens on, outside the range that Ray gives to its workers (10002 to 19999)."""
-    for port in range(low, low + 500):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
-    raise OSError("no free port")
 
 
 def answer(port: int, path: str, token: str | None, data: bytes | None = None) -> tuple[int, bytes]:
@@ -51,13 +43,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, str]
     token = secrets.token_hex(32)
     (place / "token").write_text(token)
     (place / "token").chmod(0o600)
-    port, dashboard = free_port(23_000 + os.getpid() % 2000), free_port(26_000 + os.getpid() % 2000)
+    port = free_port()
+    dashboard = port + 1
     temporary = tempfile.mkdtemp(prefix="dass-")  # a short path, because Ray makes sockets below it
     ray = Path(sys.executable).with_name("ray")
     command = [
         *(str(ray), "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=1"),
         *("--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1", f"--temp-dir={temporary}"),
-        "--disable-usage-stats",
+        *("--disable-usage-stats", f"--dashboard-agent-listen-port={port + 2}", f"--ray-client-server-port={port + 3}"),
     ]
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(place / "token")}
