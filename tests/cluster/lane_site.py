@@ -3,9 +3,11 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
+import cluster.lane
 from cluster.database import RunDatabase
 from cluster.documents import put_task
 from cluster.lane import Lane, LaneJob
@@ -30,6 +32,9 @@ SPACE = get_space("smoke")
 RECIPE = Recipe(epochs=2, batch_size=16, lr=0.02, flip=0.0, crop_padding=1, eval_every=1)
 TEACHER = replace(RECIPE, loss="ce", init="scratch")
 LANES = LaneConfig(num=1, threads=1, cohort_size=2, yield_every=2, checkpoint_s=0.05, lease_s=60.0)
+
+# lanes of this process: it goes on after them, and other tests in it measure that freed memory goes back to the system
+mock.patch.object(cluster.lane, "keep_freed_memory").start()
 
 
 @dataclass

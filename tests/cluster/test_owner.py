@@ -13,7 +13,7 @@ from cluster.objects import FolderStore
 from cluster.owner import Ownership
 from dass.errors import ClusterError, StoreError
 
-BEAT_S = 0.4
+BEAT_S = 1.0
 OTHER = """
 import sys, time
 from cluster.objects import open_store

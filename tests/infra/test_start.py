@@ -42,7 +42,7 @@ def started(ports: dict[str, int], tmp_path_factory: pytest.TempPathFactory) -> 
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # the paths of sockets must be short
     params |= {"object-store-memory": "100000000", "temp-dir": str(folder)}
     env = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},  # of other tests' Ray
         **environment(head(), rendered("overlays/eks")),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": TOKEN,
