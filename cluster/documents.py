@@ -6,10 +6,11 @@ under documents/latest/<name>.json, such as the predictor that a search takes wh
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 from cluster.objects import ObjectStore
+from cluster.parallel import each
 from cluster.schema import SCHEMA_VERSION, build, damaged, decode_json, encode_json
 from cluster.typed import read_value
 from dass.errors import StoreError
@@ -100,6 +101,11 @@ def get_task(store: ObjectStore, id: str) -> Task:  # noqa: A002
     if task.id != id:
         raise damaged(key, f"the task {task.id}")
     return task
+
+
+def get_tasks(store: ObjectStore, ids: Iterable[str]) -> dict[str, Task]:
+    """The tasks with these ids, by id; errors as in `get_task`."""
+    return {task.id: task for task in each(store, lambda id_: get_task(store, id_), list(dict.fromkeys(ids)))}
 
 
 def _encode(value: Mapping[str, Any]) -> bytes:

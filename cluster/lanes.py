@@ -13,12 +13,12 @@ import ray
 from ray.exceptions import RayActorError
 
 from cluster.database import RunDatabase
-from cluster.documents import get_task
+from cluster.documents import get_tasks
 from cluster.fleet import Fleet
+from cluster.heartbeat import BEATS_PER_LEASE
 from cluster.lane import LaneJob
 from cluster.objects import ObjectStore, open_store
 from cluster.owner import Ownership
-from cluster.parallel import each
 from cluster.plan import Plan, pending, work_of
 from cluster.queue import QueueStats
 from cluster.queue_actor import remote_queue
@@ -27,7 +27,6 @@ from cluster.settings import LaneConfig
 from dass.errors import ClusterError
 
 POLL_S = 0.5
-_BEATS_PER_LEASE = 3
 
 
 def run_plan(
@@ -65,7 +64,7 @@ def run_plan(
         yield from _look_on(queue)
         if not pending(plan, RunDatabase(store).finished_ids()):
             return
-    owner = Ownership(store, plan.id, settings.lease_s / _BEATS_PER_LEASE)
+    owner = Ownership(store, plan.id, settings.lease_s / BEATS_PER_LEASE)
     for other in owner.claim(takeover=takeover):
         yield _nothing_known(plan, f"waiting to see whether another job lives ({other})")
     try:
@@ -73,13 +72,14 @@ def run_plan(
         with _queue(job, plan, store, priority_of or {}) as queue:
             fleet = Fleet(job)
             try:
-                is_busy = True
-                while is_busy:
+                while True:
                     stats = ray.get(queue.stats.remote())
                     is_busy = fleet.step(stats, time.monotonic())
                     yield replace(stats, note=fleet.note)
+                    if not is_busy:
+                        return
                     owner.keep()
-                    time.sleep(POLL_S if is_busy else 0)
+                    time.sleep(POLL_S)
             finally:
                 fleet.close()
     finally:
@@ -111,8 +111,7 @@ def _find(name: str) -> Any:  # noqa: ANN401 - a Ray handle
 @contextmanager
 def _queue(job: LaneJob, plan: Plan, store: ObjectStore, priority_of: Mapping[str, int]) -> Iterator[Any]:
     """The queue's actor, for the time of a `with` block."""
-    ids = list(dict.fromkeys(run.task for run in plan.runs))
-    tasks = {task.id: task for task in each(store, lambda id_: get_task(store, id_), ids)}
+    tasks = get_tasks(store, (run.task for run in plan.runs))
     actor = (
         remote_queue()
         .options(name=job.queue, namespace=NAMESPACE, scheduling_strategy=on_this_node())

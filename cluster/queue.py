@@ -169,16 +169,15 @@ class LeaseQueue:
         """Give `lane` the next cohort of at most `max_runs` runs: what most runs wait for first, then the longest."""
         self.expire(now)
         self._cohort_size = max_runs
-        if self._startable is None:
-            self._startable = self._look_around()
-        if self._startable and now >= self._grace_until:
-            cohort = self._startable.take(max_runs)
+        startable = self._free()
+        if startable and now >= self._grace_until:
+            cohort = startable.take(max_runs)
             self._num_leases += 1
             token = Token(self.incarnation, self._num_leases)
             self._hold(lane, token, (run.id for run in cohort), now)
             saved = {run.id: self._saved[run.id] for run in cohort if run.id in self._saved}
             return LeaseReply(LeaseState.GRANTED, Lease(token, cohort, saved, self._lease_s))
-        return LeaseReply(LeaseState.WAIT if self._startable or self._leases else LeaseState.EMPTY)
+        return LeaseReply(LeaseState.WAIT if startable or self._leases else LeaseState.EMPTY)
 
     def heartbeat(self, lane: str, token: Token, now: float, saved: Mapping[str, Hashable] | None = None) -> bool:
         """Renew a lease; False: it is lost, and the lane must drop its runs.
@@ -271,8 +270,6 @@ class LeaseQueue:
             self._outlook = look_ahead(list(self._open.values()), self._recorded, self._diverged)
         outlook = self._outlook
         failed = {run_id: why for run_id, why in outlook.stuck.items() if run_id not in self._owner}
-        if self._startable is None:
-            self._startable = self._look_around()
         num_waiting = len(outlook.waiting) - sum(run_id in outlook.waiting for run_id in self._owner)
         return QueueStats(
             planned=len(self._runs),
@@ -281,12 +278,18 @@ class LeaseQueue:
             pending=len(self._open) - len(self._owner) - num_waiting - len(failed),
             waiting_for_teacher=num_waiting,
             failed={**self._given_up, **failed},
-            cohorts=len(self._leases) + self._startable.num_cohorts(self._cohort_size),
+            cohorts=len(self._leases) + self._free().num_cohorts(self._cohort_size),
             lives=dict(self._lives),
         )
 
     def _forget(self) -> None:
         self._startable = self._outlook = None
+
+    def _free(self) -> Startable:
+        """The free runs that may start, worked out anew only after a change."""
+        if self._startable is None:
+            self._startable = self._look_around()
+        return self._startable
 
     def _look_around(self) -> Startable:
         free = [run for run_id, run in self._open.items() if run_id not in self._owner]

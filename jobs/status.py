@@ -19,7 +19,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from cluster.documents import get_document, get_latest, get_task
+from cluster.documents import get_document, get_latest, get_tasks
 from cluster.events import read_newest
 from cluster.lane_reports import Heard, LaneReports, LaneState
 from cluster.plan import Plan
@@ -41,7 +41,7 @@ _ID = 8  # letters of a run's id that a person reads
 def run(job: Job) -> dict[str, Any]:
     """Tell where the latest plan of each kind stands."""
     runs = {run.id: run for plan in _plans(job) for run in plan.runs}
-    tasks = {task: get_task(job.store, task) for task in dict.fromkeys(run.task for run in runs.values())}
+    tasks = get_tasks(job.store, (run.task for run in runs.values()))
     heard = LaneReports(job.store).read()
     outlines = job.database.outlines([run.id for run in runs.values() if run.teacher is None])
     macs_of = {run.id: _macs(run, tasks[run.task]) for run in runs.values() if run.id not in outlines.run_ids}
