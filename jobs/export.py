@@ -5,7 +5,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from cluster.documents import get_task, list_documents
+from cluster.documents import get_tasks, list_documents
 from cluster.export import write_export
 from dass.errors import ConfigError
 from jobs.job import Job
@@ -16,7 +16,7 @@ SUFFIXES = (".parquet", ".csv")
 def run(job: Job, output: Path, *, force: bool) -> dict[str, Any]:
     """Write the file in one step: it is there whole, or as it was before."""
     check_output(output, force=force)
-    names = {task: get_task(job.store, task).name for task in list_documents(job.store, "task")}
+    names = {id_: task.name for id_, task in get_tasks(job.store, list_documents(job.store, "task")).items()}
     temporary = output.with_name(f".{output.stem}-{uuid.uuid4().hex[:8]}{output.suffix}")
     num_rows = 0
     try:

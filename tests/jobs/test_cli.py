@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -20,24 +19,12 @@ from jobs.config import keys
 from jobs.recipes import RECIPES, get_recipe
 from tests.jobs.command import ROOT, Answer, call, plain_text, spawn, tree
 from tests.jobs.images import save_weights, write_images
-from tests.jobs.prepared import final_plan, open_smoke, prepare
+from tests.jobs.prepared import final_plan, open_smoke
 
 WORKING = ("data", "teachers", "collect", "meta-train", "search", "distil", "report", "quickstart")
 VERBS = (*WORKING, "learning-curve", "status", "keys")
 FROM_NOTHING = ("data", "teachers", "collect", "quickstart", "report")
 SMOKE = ("--recipe", "smoke")
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store in which the smoke recipe is done; not to be written to."""
-    return prepare(tmp_path_factory.mktemp("smoke") / "store")
-
-
-@pytest.fixture
-def store(done: Path, tmp_path: Path) -> Path:
-    """A copy to write to."""
-    return shutil.copytree(done, tmp_path / "store")
 
 
 def document(answer: Answer) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """`collect --dry-run` quotes, and the stop rules of a collection, through the command line."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,9 @@ from dass.records import Record
 from jobs import collect
 from jobs.prices import CPU_CORE, EXAMPLES, PriceConfig
 from tests.jobs.command import call, tree
-from tests.jobs.prepared import open_smoke, prepare
+from tests.jobs.prepared import open_smoke
 
 SMOKE = ("--recipe", "smoke")
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store in which the smoke recipe is done; not to be written to."""
-    return prepare(tmp_path_factory.mktemp("smoke") / "store")
-
-
-@pytest.fixture
-def store(done: Path, tmp_path: Path) -> Path:
-    """A copy to write to."""
-    return shutil.copytree(done, tmp_path / "store")
 
 
 def quoted(store: Path, *args: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -22,21 +21,9 @@ from cluster.settings import LaneConfig
 from dass.kd.cohort import Progress
 from jobs import collect
 from tests.jobs.command import call, tree
-from tests.jobs.prepared import final_plan, open_smoke, prepare
+from tests.jobs.prepared import final_plan, open_smoke
 
 COUNTS = ("planned", "finished", "diverged", "running", "pending", "failed")
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store in which the smoke recipe is done; not to be written to."""
-    return prepare(tmp_path_factory.mktemp("smoke") / "store")
-
-
-@pytest.fixture
-def store(done: Path, tmp_path: Path) -> Path:
-    """A copy to write to."""
-    return shutil.copytree(done, tmp_path / "store")
 
 
 def status(store: Path, *args: str) -> dict[str, Any]:
