@@ -6,7 +6,7 @@ STORE ?= dass-store
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: quickstart test test-ceph bench check format lock clean
+.PHONY: quickstart test test-ceph chaos bench check format lock clean
 
 quickstart: $(READY)
 	$(BIN)/python -m jobs quickstart --store $(STORE)
@@ -17,6 +17,11 @@ test: check
 # The store against a real Ceph gateway; as root on Debian it installs what is missing.
 test-ceph: $(READY)
 	$(BIN)/python -m pytest -n 0 -m ceph tests/cluster
+
+# Faults at random moments into real collections; an hour and more, appended to tests/chaos/results.json. It needs root on
+# Debian for a real store and a disk of its own; python -m tests.chaos inject --help tells how to strike less.
+chaos: $(READY)
+	$(BIN)/python -m tests.chaos inject --seed $$(date +%s)
 
 # Speed, measured side by side on this machine; python -m tests.benchmarks NAME --help tells the options of each.
 # This takes ten minutes; README tells the commands of its figures, which take an hour.

@@ -6,6 +6,7 @@ import sys
 
 NAMES = {
     "simulate": "seeded schedules of faults in virtual time, checked after every step",
+    "inject": "faults at random moments into real collections on a real Ray, and the table of what they did",
 }
 
 

@@ -87,11 +87,19 @@ class Ceph:
         disk = str(uuid.uuid4())
         self._ceph("osd", "new", disk, "0")
         self._run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", disk)
-        self._boot("osd", ["ceph-osd", "-f", "-i", "0"], lambda: "1 up" in self._ceph("osd", "stat"))
+        self.start_disk()
         self.start_gateway()
         key_id, secret = KEYS
         user = ("--uid=tests", "--display-name=tests", f"--access-key={key_id}", f"--secret-key={secret}")
         self._run("radosgw-admin", "user", "create", *user)
+
+    def start_disk(self) -> None:
+        """Boot the disk's daemon, again after `kill_disk`."""
+        self._boot("osd", ["ceph-osd", "-f", "-i", "0"], lambda: "1 up" in self._ceph("osd", "stat"))
+
+    def kill_disk(self) -> None:
+        """SIGKILL; what it had acknowledged is on the disk."""
+        self._end("osd")
 
     def start_gateway(self) -> None:
         """Boot the S3 gateway, again after `kill_gateway`."""

@@ -7,8 +7,9 @@ Each fault meets the next request of its method whose path holds its text, as of
 """
 
 import http.client
+import random
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -19,15 +20,21 @@ ALWAYS = 10**9
 
 @dataclass
 class Fault:
-    """Which requests are met: a method ("" is any), a text in the path, how many are passed first, and how many met."""
+    """Which requests are met: a method ("" is any), a text in the path, how many are passed first, and how many met.
+
+    chance: that one which would be met really is.
+    """
 
     method: str = ""
     path: str = ""
     times: int = 1
     skip: int = 0
+    chance: float = 1.0
 
     def meets(self, method: str, path: str) -> bool:
         if self.times < 1 or self.method not in ("", method) or self.path not in path:
+            return False
+        if self.chance < 1 and random.random() >= self.chance:
             return False
         if self.skip > 0:
             self.skip -= 1
@@ -80,15 +87,33 @@ class AlterAnswer(Fault):
 
 
 @dataclass
+class Refuse(Fault):
+    """The connection ends before anything was read, as that to a server that is down."""
+
+
+@dataclass
+class Slow(Fault):
+    """The answer comes so much later."""
+
+    seconds: float = 1.0
+
+
+@dataclass
 class Stall(Fault):
     """No answer comes before the proxy ends."""
 
 
 class FaultyServer:
-    """The proxy, for the time of a `with` block; `requests` are the methods and paths it has seen."""
+    """The proxy, for the time of a `with` block; `requests` are the methods and paths it has seen.
 
-    def __init__(self, upstream: str) -> None:
+    Args:
+        upstream: URL of the server behind it.
+        is_valid: whether the Authorization header of a request is accepted; by default any.
+    """
+
+    def __init__(self, upstream: str, is_valid: Callable[[str], bool] | None = None) -> None:
         self.upstream = urlsplit(upstream).netloc
+        self.is_valid = is_valid
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
         self.ended = threading.Event()
@@ -136,22 +161,30 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         self.close_connection = True
+        fault = self.proxy.fault_of(self.command, self.path)
+        if isinstance(fault, Refuse):
+            return
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        match self.proxy.fault_of(self.command, self.path):
-            case Answer() as fault:
+        if self.proxy.is_valid is not None and not self.proxy.is_valid(self.headers.get("Authorization", "")):
+            fault = Answer(status=400, code="ExpiredToken")
+        match fault:
+            case Answer():
                 self._answer(fault)
-            case CutRequest() as fault:
+            case CutRequest():
                 self._forward(body[: fault.after_bytes]).close()
             case LoseAnswer():
                 self._exchange(body)
-            case AlterRequest() as fault:
+            case AlterRequest():
                 self._reply(*self._exchange(_altered(body, fault.at)))
-            case AlterAnswer() as fault:
+            case AlterAnswer():
                 answer, data = self._exchange(body)
                 self._reply(answer, _altered(data, fault.at))
-            case CutAnswer() as fault:
+            case CutAnswer():
                 answer, data = self._exchange(body)
                 self._reply(answer, data[: fault.after_bytes])
+            case Slow():
+                self.proxy.ended.wait(fault.seconds)
+                self._reply(*self._exchange(body))
             case Stall():
                 self.proxy.ended.wait()
             case _:

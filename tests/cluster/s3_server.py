@@ -10,6 +10,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,13 @@ _in_use: dict[str, str] = {}  # what the client of this process was made with
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The endpoint of the server."""
+    with running_server() as endpoint:
+        yield endpoint
+
+
+@contextmanager
+def running_server() -> Iterator[str]:
+    """The server, for the time of a `with` block; its endpoint."""
     command = [sys.executable, "-m", "tests.cluster.s3_server"]
     env = {**os.environ, "S3_UPLOAD_PART_MIN_SIZE": str(PART_BYTES)}
     with subprocess.Popen(

@@ -1,0 +1,90 @@
+"""What a collection left, compared with one that nobody disturbed."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Collection as Group
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cluster.database import RunDatabase
+from cluster.objects import FolderStore, ObjectStore
+from dass.records import Record, Status
+from tests.chaos.site import ACTORS, ROOT, Collection, Site, wait_until
+
+GONE_S = 30.0  # within which what belonged to a driver is gone after it
+
+# what Ray itself knows of that was not given back
+_LEFT = """
+import json, sys, ray
+from ray.util import list_named_actors, placement_group_table
+sys.stdout, out = sys.stderr, sys.stdout
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+held = {name: ray.cluster_resources()[name] - free for name, free in ray.available_resources().items()
+        if name in ("CPU", "dass_driver") and ray.cluster_resources()[name] - free > 1e-6}
+groups = [group["placement_group_id"] for group in placement_group_table().values() if group["state"] != "REMOVED"]
+json.dump({"actors": list_named_actors(all_namespaces=True), "groups": groups, "held": held}, out)
+"""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The visible records at one moment against those expected: ids that are missing, twice there, or other than expected."""
+
+    ids: frozenset[str]
+    duplicated: frozenset[str]
+    wrong: frozenset[str]
+
+
+def undisturbed(collection: Collection, folder: Path) -> dict[str, Record]:
+    """The records of the same collection on local Ray and a folder, by run id; kept in the folder for the next time."""
+    command = collection.command(str(folder))
+    ours = ("AWS_", "RAY_", "__RAY_")  # of the site that is to be disturbed
+    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=env)
+    if done.returncode:
+        raise RuntimeError(f"the undisturbed collection must end, got {done.stderr}")
+    return {record.run.id: record for record in RunDatabase(FolderStore(folder)).scan()}
+
+
+def look(store: ObjectStore, expected: Mapping[str, Record], diverged: Group[str]) -> Seen:
+    """What a reader sees of the expected runs.
+
+    Args:
+        store: of the collection.
+        expected: the undisturbed records by run id.
+        diverged: runs that were made to diverge, of which nothing else is expected than that their record says so.
+    """
+    records = [record for record in RunDatabase(store).scan() if record.run.id in expected]
+    counts = Counter(record.run.id for record in records)
+    wrong = {record.run.id for record in records if not _is_as_expected(record, expected, diverged)}
+    return Seen(frozenset(counts), frozenset(id_ for id_, num in counts.items() if num > 1), frozenset(wrong))
+
+
+def left_behind(site: Site) -> dict[str, Any]:
+    """What is still there after the drivers ended, which should be nothing."""
+    left: dict[str, Any] = {}
+    if not wait_until(lambda: not _processes(site), GONE_S, pause_s=0.5):
+        left["processes"] = sorted(_processes(site))
+    script = subprocess.run(
+        [sys.executable, "-c", _LEFT, site.cluster.address], capture_output=True, text=True, check=True, timeout=60
+    )
+    left |= {what: found for what, found in json.loads(script.stdout).items() if found}
+    objects = [key for folder in ("checkpoints/", "owners/") for key in site.store.list(folder)]
+    return left | ({"objects": objects} if objects else {})
+
+
+def _processes(site: Site) -> Iterable[str]:
+    return [f"{title} {pid}" for title in ACTORS for pid in site.workers(title)]
+
+
+def _is_as_expected(record: Record, expected: Mapping[str, Record], diverged: Group[str]) -> bool:
+    """Equal but for times, attempt and hardware, which are its provenance."""
+    if record.run.id in diverged:
+        return record.result.status is Status.DIVERGED
+    known = expected[record.run.id]
+    return replace(record, provenance=known.provenance) == known
