@@ -283,6 +283,7 @@ class Lane:
             is_held = ray.get(self._queue.heartbeat.remote(self._name, work.lease.token, saved))
             if not is_held and work.left:
                 self._take_again(work, cohort)
+                ray.get(self._queue.heartbeat.remote(self._name, work.lease.token, saved))
             if cohort.runs and self._is_preempted():
                 self._leave(work, cohort)
             if not cohort.runs:

@@ -126,11 +126,11 @@ def _queue(job: LaneJob, plan: Plan, store: ObjectStore, priority_of: Mapping[st
     )
     try:
         ray.get(actor.stats.remote())
-    except RayActorError as error:
-        raise ClusterError(
-            f"the queue must start, got {str(error).strip().splitlines()[-1]}; cure the cause, then submit again"
-        ) from error
-    try:
         yield actor
+    except RayActorError as error:  # of its constructor, at first or when Ray started it again
+        raise ClusterError(
+            f"the queue must start, got {str(error).strip().splitlines()[-1]}; cure the cause, then submit again: what is "
+            "finished is kept"
+        ) from error
     finally:
         ray.kill(actor)

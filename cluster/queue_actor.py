@@ -14,6 +14,8 @@ from cluster.queue import LeaseQueue, LeaseReply, QueueStats, claim_incarnation
 from cluster.queue_meter import QueueMeter
 from dass.records import Run, Status
 
+RESTART_PATIENCE_S = 3600.0  # what a constructor raises ends an actor for good, and lanes only wait meanwhile
+
 
 class QueueActor:
     """A LeaseQueue with a clock, rebuilt from the store whenever Ray starts it again.
@@ -26,7 +28,7 @@ class QueueActor:
     """
 
     def __init__(self, store_url: str, runs: Iterable[Run], grace_s: float = 60.0, **settings: Any) -> None:  # noqa: ANN401
-        store = open_store(store_url)
+        store = open_store(store_url, RESTART_PATIENCE_S if _was_restarted() else None)
         runs = list(runs)
         database = RunDatabase(store)
         self._queue = LeaseQueue(

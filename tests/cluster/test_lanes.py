@@ -245,3 +245,14 @@ def test_a_queue_that_cannot_start_tells_the_cause(site: Site) -> None:
     site.store.put(loose_key(plan.runs[0].id), b"{")
     with pytest.raises(ClusterError, match=r"the queue must start, got .*StoreError: records/loose/.*json must hold"):
         site.run(plan)
+
+
+def test_a_queue_that_cannot_start_again_tells_the_cause(site: Site) -> None:
+    plan = site.plan(replace(RECIPE, epochs=30))
+    lanes = run_plan(site.store.url, plan, LANES)
+    next(lanes)
+    site.store.put(loose_key(plan.runs[0].id), b"{")
+    for process in processes("QueueActor"):
+        process.kill()
+    with pytest.raises(ClusterError, match=r"the queue must start, got .*StoreError: records/loose/.*json must hold"):
+        all(lanes)
