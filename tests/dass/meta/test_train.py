@@ -19,7 +19,7 @@ TRAIN = (task("a", 80, seed=0), task("b", 60, seed=1))
 VALID = (task("c", 70, seed=2),)
 
 
-def training(config: MetaConfig = SHORT, **changes: Any) -> MetaTraining:
+def training(config: MetaConfig = SHORT, **changes: Any) -> MetaTraining[MetaPredictor]:
     values: dict[str, Any] = {"spec": spec(config), "train_tasks": TRAIN, "valid_tasks": VALID}
     return MetaTraining(config=config, **{**values, **changes})
 
@@ -30,7 +30,7 @@ def weights(predictor: MetaPredictor) -> dict[str, torch.Tensor]:
 
 
 def ranking(predictor: MetaPredictor, of: MetaTask) -> torch.Tensor:
-    return predictor.adapt(of.teacher_arch, of.teacher_map, of.teacher_accuracy_pct).score(of.maps, of.arch)
+    return predictor.adapt(of.support()).score(of.maps, of.arch)
 
 
 class TestLearning:
@@ -231,7 +231,7 @@ class TestChecks:
             ("rate_init", math.inf),
             ("order", "third"),
             ("inputs", "TAS"),
-            ("unit", "fraction"),
+            ("unit", "permille"),
         ],
     )
     def test_an_illegal_setting_is_named(self, name: str, value: Any) -> None:
