@@ -40,13 +40,23 @@ class ImageFeatures:
         """The same on this device."""
         return ImageFeatures(self.values.to(device), self.encoder)
 
-    def check(self, encoder: str, num_features: int) -> None:
-        """Raise PredictorMismatchError unless that encoder made them, with so many features of an image."""
-        if (self.encoder, self.values.shape[2]) != (encoder, num_features):
-            raise PredictorMismatchError(
-                f"a method reads only the image features that it learned from: {num_features} of encoder {encoder}, got "
-                f"{self.values.shape[2]} of {self.encoder}; compute them with that encoder"
-            )
+
+def checked_images(images: ImageFeatures | None, encoder: str, num_features: int, num_images: int = 1) -> torch.Tensor:
+    """The features (c, m, F), as a copy that autograd may use.
+
+    Raises:
+        PredictorMismatchError: there are none, another encoder made them, or m is less than `num_images`.
+    """
+    rule = f"a method that looks at images needs features of encoder {encoder}, {num_features} of an image and "
+    rule += f"{num_images} or more images of each class"
+    remedy = "compute them with `dass.data.image_features.image_features` and that encoder"
+    if images is None:
+        raise PredictorMismatchError(f"{rule}, got none; {remedy}")
+    _, received, num = images.values.shape
+    if (images.encoder, received) != (encoder, num_features) or num < num_images:
+        raise PredictorMismatchError(f"{rule}, got {received} and {num} of {images.encoder}; {remedy}")
+    with torch.inference_mode(mode=False):
+        return images.values.clone()
 
 
 class Measured(NamedTuple):
