@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that the field uses
 
+from dass.data.torchvision_import import import_torchvision
 from dass.errors import DataError, SpaceError
 from dass.kd.teacher import Teacher
 from dass.meta.episodes import ImageFeatures
@@ -81,10 +82,9 @@ def resnet18_encoder(file: Path) -> ImageEncoder:
     Raises:
         SpaceError: the weights are those of another network. StoreError: the file is damaged. OSError: it cannot be read.
     """
-    from torchvision.models import resnet18
-
+    models = import_torchvision("models")
     with torch.device("meta"):  # or its constructor would draw weights from the global random generator
-        network = resnet18()
+        network = models.resnet18()
     try:
         network.load_state_dict(open_tensors(file)[0], assign=True)
     except RuntimeError as error:

@@ -52,7 +52,7 @@ def checked_images(images: ImageFeatures | None, encoder: str, num_features: int
     remedy = "compute them with `dass.data.image_features.image_features` and that encoder"
     if images is None:
         raise PredictorMismatchError(f"{rule}, got none; {remedy}")
-    _, received, num = images.values.shape
+    _, num, received = images.values.shape
     if (images.encoder, received) != (encoder, num_features) or num < num_images:
         raise PredictorMismatchError(f"{rule}, got {received} and {num} of {images.encoder}; {remedy}")
     with torch.inference_mode(mode=False):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dass.errors import ConfigError, PredictorMismatchError, SchemaTooNewError, StoreError
-from dass.meta.episodes import Support
+from dass.meta.episodes import Measured, Support
 from dass.predictor import (
     Inputs,
     MetaPredictor,
@@ -152,6 +152,11 @@ class TestSpec:
         assert torch.equal(to_percent(to_unit(accuracy, "task_free"), "task_free"), accuracy)
         assert torch.equal(to_unit(accuracy, "percent"), accuracy)
 
+    def test_a_fraction_is_a_hundredth_and_back(self) -> None:
+        accuracy = torch.tensor([0.0, 50.0, 64.0, 100.0])
+        torch.testing.assert_close(to_unit(accuracy, "fraction"), torch.tensor([0.0, 0.5, 0.64, 1.0]))
+        torch.testing.assert_close(to_percent(to_unit(accuracy, "fraction"), "fraction"), accuracy)
+
 
 class TestAdaptation:
     def test_one_step_moves_the_prediction_for_the_teacher_towards_its_accuracy(self) -> None:
@@ -201,6 +206,18 @@ class TestAdaptation:
             )
             moved.append(after - before)
         torch.testing.assert_close(moved[1], moved[0] / 100)
+
+    def test_it_adapts_to_measured_students_as_a_gradient_step_by_autograd_does(self) -> None:
+        predictor, given = meta_predictor(rate=0.002, support_students=2), inputs(SMALL)
+        known = Measured(given.arch[:2], given.maps[:2], torch.tensor([40.0, 70.0]))
+        support = Support(given.arch[0], given.teacher_map, 60.0, students=known)
+        twin = Predictor(predictor.spec, seed=1)
+        error = twin(given.maps[:2], given.arch[:2], given.teacher_map).squeeze(1) - torch.tensor([40.0, 70.0])
+        error.square().mean().backward()
+        torch.optim.SGD(twin.parameters(), lr=0.002).step()
+        with torch.no_grad():
+            expected = twin(*given).squeeze(1)
+        torch.testing.assert_close(predictor.adapt(support).score(given.maps, given.arch), expected)
 
     def test_maps_made_in_inference_mode_are_welcome_inside_and_outside_of_it(self) -> None:
         predictor, given = meta_predictor(), inputs(SMALL)
@@ -270,6 +287,19 @@ class TestFile:
         for broken in (data[:-5], pack_tensors(tensors, header), pack_tensors({"phi": torch.zeros(1)})):
             with pytest.raises(StoreError):
                 load_predictor(broken)
+
+    def test_a_file_of_version_1_is_still_read(self) -> None:
+        predictor = meta_predictor()
+        tensors, header = unpack_tensors(predictor.save())
+        file = header["predictor"]
+        header["predictor"] = {
+            "version": 1,
+            "spec": {name: value for name, value in file["spec"].items() if name != "support_students"},
+            "is_selected": True,
+        }
+        loaded = load_predictor(pack_tensors(tensors, header))
+        assert loaded.spec == predictor.spec
+        assert loaded.num_support == 0
 
     def test_a_file_of_a_newer_version_says_so(self) -> None:
         tensors, header = unpack_tensors(meta_predictor().save())

@@ -232,6 +232,7 @@ class TestChecks:
             ("order", "third"),
             ("inputs", "TAS"),
             ("unit", "permille"),
+            ("support_students", -1),
         ],
     )
     def test_an_illegal_setting_is_named(self, name: str, value: Any) -> None:
@@ -246,6 +247,7 @@ class TestChecks:
         assert (config.episodes, config.queries, config.tasks_per_episode, config.eval_every) == (1000, 50, 8, 20)
         assert (config.lr, config.rate_init, config.inner_steps, config.order) == (5e-4, 0.005, 1, "second")
         assert (config.seed, config.unit, config.inputs, config.guided) == (2, "percent", "SAT", True)
+        assert (config.learn_rates, config.support_students) == (True, 0)
 
 
 def test_progress_is_plain_values() -> None:
