@@ -3,9 +3,10 @@
 A Set Transformer makes a prototype of each class of its images' features, a second one a vector of all prototypes; with
 the embedded architecture it goes through one hidden tanh layer.
 
-Differs: the graph encoder of the architecture is DaSS's linear one, as our space has no graphs; targets have the mean 0 and
-the standard deviation 1 over the training tasks without a further division by 100; the learning rate stays, as the best
-evaluation is kept anyway; the features are those of any frozen network (`dass.data.image_features`).
+Differs: the graph encoder of the architecture is DaSS's linear one, as our space has no graphs; targets have the mean 0
+and the standard deviation 1 over the training tasks without a further division by 100; the learning rate stays, as the
+best evaluation is kept anyway; a task is known by one draw of its images where the original averages ten predictions; the
+features are those of any frozen network (`dass.data.image_features`).
 
 Shape legend: n students, D length of the architecture vector, c classes, m images of each, F features of an image.
 """
@@ -191,7 +192,11 @@ def load_meta_d2a(data: bytes, *, expect: MetaD2ASpec | None = None) -> MetaD2A:
 
 @dataclass(frozen=True)
 class MetaD2AConfig:
-    """How MetaD2A is trained; by default an episode is the original's batch of 32: 4 students of each of 8 tasks."""
+    """How MetaD2A is trained.
+
+    By default an episode is the original's batch of 32, 4 students of each of 8 tasks, and 6000 of them are its 400 passes
+    over 8 tasks of 60 students.
+    """
 
     episodes: int = field(default=6000, metadata={"help": "episodes, one Adam step each"})
     queries: int = field(default=4, metadata={"help": "students per task and episode"})

@@ -1,6 +1,7 @@
 """MAML and Meta-SGD on the architecture alone, and DaSS's variants (algorithms: sections 4 and 6.1)."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from dass.predictor import Predictor, PredictorSpec, load_predictor
 from tests.dass.baselines.toy import ADAPTING, FALLING, PLACE, RISING, TRAIN, VALID, correlation, scores
 
 
+@cache  # a trained method is never changed
 def trained(config: MetaConfig) -> MetaPredictor:
     training = MetaTraining(config.spec(**PLACE), config, TRAIN, VALID)
     list(training)

@@ -1,6 +1,7 @@
 """MetaD2A's predictor (algorithms: section 6.2)."""
 
 import dataclasses
+from functools import cache
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from dass.baselines.meta_d2a import (
     load_meta_d2a,
 )
 from dass.errors import ConfigError, PredictorMismatchError, StoreError
-from dass.meta.episodes import ImageFeatures, MetaTask
+from dass.meta.episodes import ImageFeatures, MetaTask, draw_episode
 from dass.meta.train import MetaConfig, MetaTraining
 from dass.predictor import Predictor, load_predictor, save_predictor
 from dass.tensors import pack_tensors, unpack_tensors
@@ -40,6 +41,7 @@ def training(config: MetaD2AConfig = SHORT, **changes: Any) -> MetaTraining[Meta
     )
 
 
+@cache  # a trained method is never changed
 def trained(config: MetaD2AConfig = SHORT) -> MetaD2A:
     run = training(config)
     list(run)
@@ -87,6 +89,24 @@ def test_the_order_of_images_in_a_class_and_of_classes_is_no_matter_but_the_clas
     swapped = images.clone()
     swapped[0, 0], swapped[1, 0] = images[1, 0], images[0, 0]
     assert not torch.allclose(model.encode_set(params, swapped), found, atol=1e-5)
+
+
+def test_an_episodes_loss_is_the_mean_over_tasks_of_the_mean_squared_error_of_standardised_accuracies() -> None:
+    config = dataclasses.replace(
+        SHORT, episodes=1, eval_every=1, images_per_class=7
+    )  # all that there are, in any order
+    _, point = training(config)
+    model = SetPredictor(config.spec(**PLACE, **IMAGES), config.seed)
+    targets = torch.cat([each.targets_pct for each in TRAIN])
+    sizes = [each.num_students for each in TRAIN]
+    episode = draw_episode(sizes, seed=config.seed, number=0, num_tasks=8, num_queries=20)
+    errors = []
+    for index, chosen in zip(episode.tasks, episode.queries, strict=True):
+        of = TRAIN[index]
+        predicted = model.call(dict(model.named_parameters()), SetInputs(of_task(of), of.arch[chosen]))
+        wanted = (of.targets_pct[chosen] - targets.mean()) / targets.std(correction=0)
+        errors.append((predicted - wanted).square().mean().item())
+    assert point.loss == pytest.approx(sum(errors) / len(errors), rel=1e-4)
 
 
 def test_it_learns_to_rank_tasks_of_opposite_order_by_their_images_alone() -> None:

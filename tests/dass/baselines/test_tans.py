@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from functools import cache
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ def training(config: TansConfig = SHORT, **changes: Any) -> MetaTraining[Tans]:
     return MetaTraining(config.spec(**PLACE, **IMAGES), config, **values)
 
 
+@cache  # a trained method is never changed
 def trained(config: TansConfig = SHORT) -> Tans:
     run = training(config)
     list(run)

@@ -1,6 +1,7 @@
 """Every meta-learned method as a scorer for a task that it never saw, from the teacher, images and records alone."""
 
 import dataclasses
+import pickle
 from typing import Any
 
 import pytest
@@ -101,6 +102,16 @@ def test_it_ranks_the_candidates_of_a_search_on_any_number_of_threads(name: str)
         found.append(list(search(strategy, scorer, config, RESOLUTION, NUM_CLASSES, threads=threads)))
     assert found[0] == found[1]
     assert len({candidate.score for batch in found[0] for candidate in batch}) > 5
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_worker_that_it_is_sent_to_scores_alike(name: str) -> None:
+    method = METHODS[name]
+    measured = UNSEEN[: method.num_support]
+    scorer = make_scorer(method, SPACE, TEACHER, images=IMAGES, measured=measured)
+    students = [record.run.student for record in UNSEEN[5:]]
+    sent = pickle.loads(pickle.dumps(scorer))  # noqa: S301 - as Ray does between its own processes
+    assert torch.equal(sent.score(students), scorer.score(students))
 
 
 def test_a_method_of_another_space_or_noise_is_refused() -> None:
