@@ -16,7 +16,7 @@ from cluster.ledger import TrialLedger
 from cluster.weights import put_blob
 from dass.errors import ConfigError, ObjectNotFoundError, StoreError
 from dass.meta.episodes import MetaTask
-from dass.meta.train import MetaProgress, MetaTraining
+from dass.meta.train import MetaPredictor, MetaProgress, MetaTraining
 from dass.meta.tuning import Trial, spec_for
 from dass.predictor import PredictorSpec
 
@@ -54,7 +54,7 @@ class TrialRun:
         self._trial = ledger.get(planned)
         self._tasks = tasks
         self._checkpoint_s = checkpoint_s
-        self._training: MetaTraining | None = None
+        self._training: MetaTraining[MetaPredictor] | None = None
         self._secured = time.monotonic()
 
     def step(self) -> Trial:
@@ -79,7 +79,7 @@ class TrialRun:
         self._trial = replace(self._trial, curve=history, seconds=seconds, reason=_told(history))
         return self._secure(training)
 
-    def _advance(self) -> MetaTraining:
+    def _advance(self) -> MetaTraining[MetaPredictor]:
         if self._training is None:
             self._training = self._resumed()
             if self._training.history:
@@ -87,7 +87,7 @@ class TrialRun:
         next(self._training)
         return self._training
 
-    def _resumed(self) -> MetaTraining:
+    def _resumed(self) -> MetaTraining[MetaPredictor]:
         """The training at its last checkpoint; one that is gone or of no use costs episodes, never the trial."""
         config, tasks = self._trial.config, self._tasks
         training = MetaTraining(spec_for(config, tasks.spec), config, tasks.train, tasks.valid)
@@ -97,7 +97,7 @@ class TrialRun:
                 training.restore(state)
         return training
 
-    def _secure(self, training: MetaTraining) -> Trial:
+    def _secure(self, training: MetaTraining[MetaPredictor]) -> Trial:
         """The predictor or the state first, then the ledger, then the state goes: a kill in between loses nothing."""
         store, run_id = self._ledger.store, self._ledger.run_id(self._trial)
         if self._trial.episode == self._trial.config.episodes:

@@ -137,6 +137,11 @@ class Embedder:
         with torch.inference_mode():
             self._stem = _Filter.fold(state, "stem.conv", "stem.bn")(noise.permute(0, 2, 3, 1).contiguous()).relu_()
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._stem.device
+
     def to(self, device: torch.device) -> "Embedder":
         """The same on this device."""
         moved = copy.copy(self)

@@ -3,39 +3,47 @@
 Reading order: `PredictorSpec` (what it is for), `Predictor` (the network), `MetaPredictor` (network and learned inner
 rates, what meta-training gives), `Adapted` (after the inner step on one teacher, what ranks students), then its file.
 
-Shape legend: n students, C channels of the last stage, h = w = resolution / 8, D length of the architecture vector.
+With inputs "A" it is the network of MAML and Meta-SGD (section 6.1).
+
+Shape legend: n students, k of them support, C channels of the last stage, h = w = resolution / 8, D length of the
+architecture vector.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the customary name
 from torch import nn
 
-from dass.errors import ConfigError, PredictorMismatchError, SchemaTooNewError, StoreError
+from dass.errors import ConfigError, PredictorMismatchError
 from dass.meta.adapt import InnerLoop, Params, adapt
+from dass.meta.episodes import Measured, Support
+from dass.meta.files import match_spec, read_method, write_method
+from dass.meta.layers import apply_linear, initialise, linear
 from dass.records import Init
 from dass.seeding import generator
-from dass.tensors import not_finite, pack_tensors, unpack_tensors
 from dass.windows import all_windows, convolve
 
 InputSet = Literal["S", "A", "T", "SA", "ST", "AT", "SAT"]
-Unit = Literal["percent", "task_free"]
+Unit = Literal["percent", "task_free", "fraction"]
 MapNorm = Literal["none", "layer"]
 
 MAP_CHANNELS = (128, 256)  # of the two convolutions of a map encoder, whatever the number of channels that enter
-FILE_VERSION = 1
+METHOD = "dass"
 
-_UNITS: Mapping[Unit, tuple[float, float]] = {"percent": (0.0, 1.0), "task_free": (50.0, 10.0)}  # offset, scale
+_UNITS: Mapping[Unit, tuple[float, float]] = {  # offset, scale
+    "percent": (0.0, 1.0),
+    "task_free": (50.0, 10.0),
+    "fraction": (0.0, 100.0),
+}
 _MATCHED = ("space", "resolution", "noise_sha", "unit", "remap_mode")
 
 
 def to_unit(accuracy_pct: torch.Tensor, unit: Unit) -> torch.Tensor:
-    """Percent in the predictor's unit: unchanged, or minus 50 and divided by 10, constants that know no task."""
+    """Percent in the predictor's unit: unchanged; minus 50 and divided by 10; or 0..1. No constant knows a task."""
     offset, scale = _UNITS[unit]
     return (accuracy_pct - offset) / scale
 
@@ -54,6 +62,7 @@ class PredictorSpec:
     num_channels: C. arch_dim: D. inputs: which of student map (S), architecture (A) and teacher map (T) it sees.
     hidden_dim: width of the architecture embedding and of the fusion. unit: what the network itself puts out.
     inner_steps, guided, rate_init: the adaptation that was trained. map_norm: `layer` normalises each map as a whole.
+    support_students: it adapts to so many measured students of the task; 0: to the teacher as if it were one.
     """
 
     space: str
@@ -69,11 +78,16 @@ class PredictorSpec:
     rate_init: float = 0.005
     remap_mode: Init = "copy_paste_first"
     map_norm: MapNorm = "none"
+    support_students: int = 0
 
     def __post_init__(self) -> None:
         for name in ("resolution", "num_channels", "arch_dim", "hidden_dim", "inner_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"predictor.{name} must be >= 1, got {getattr(self, name)}; set predictor.{name}")
+        if self.support_students < 0:
+            raise ConfigError(
+                f"predictor.support_students must be >= 0, got {self.support_students}; set predictor.support_students"
+            )
         choices = {"inputs": InputSet, "unit": Unit, "remap_mode": Init, "map_norm": MapNorm}
         for name, legal in choices.items():
             if getattr(self, name) not in get_args(legal):
@@ -92,7 +106,10 @@ class PredictorSpec:
 
 
 class Inputs(NamedTuple):
-    """What the network sees of n students of one teacher: maps (n, C, h, w), arch (n, D), teacher_map (C, h, w)."""
+    """What the network sees of n students of one teacher: maps (n, C, h, w), arch (n, D), teacher_map (C, h, w).
+
+    Of what is not among its inputs it reads nothing.
+    """
 
     maps: torch.Tensor
     arch: torch.Tensor
@@ -102,7 +119,7 @@ class Inputs(NamedTuple):
 class Prepared(NamedTuple):
     """The same as the first convolutions read it: windows (n, h', w', 9 C), arch (n, D), teacher (1, h', w', 9 C).
 
-    No weight has a part in it, so that training makes it once.
+    No weight has a part in it, so that training makes it once. Windows that are not read are empty.
     """
 
     windows: torch.Tensor
@@ -124,12 +141,12 @@ class Predictor(nn.Module):
         if "S" in spec.inputs:
             self.student_encoder = _map_encoder(spec.num_channels)
         if "A" in spec.inputs:
-            self.arch_encoder = _linear(spec.arch_dim, spec.hidden_dim)
+            self.arch_encoder = linear(spec.arch_dim, spec.hidden_dim)
         if "T" in spec.inputs:
             self.teacher_encoder = _map_encoder(spec.num_channels)
-        self.fusion = _linear(sum(widths[name] for name in spec.inputs), spec.hidden_dim)
-        self.head = _linear(spec.hidden_dim, 1)
-        _initialise(self, generator("predictor", seed))
+        self.fusion = linear(sum(widths[name] for name in spec.inputs), spec.hidden_dim)
+        self.head = linear(spec.hidden_dim, 1)
+        initialise(self, generator("predictor", seed))
         # As windows are: the filters are then matrices as they lie in memory.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -140,8 +157,12 @@ class Predictor(nn.Module):
 
     def prepare(self, inputs: Inputs) -> Prepared:
         """All that can be done to the inputs before the weights are known."""
-        student, teacher = (all_windows(self.normalise(maps)) for maps in (inputs.maps, inputs.teacher_map[None]))
-        return Prepared(student, inputs.arch, teacher)
+        given = {"S": inputs.maps, "T": inputs.teacher_map[None]}
+        read = [
+            all_windows(self.normalise(maps)) if name in self.spec.inputs else inputs.arch.new_empty(0)
+            for name, maps in given.items()
+        ]
+        return Prepared(read[0], inputs.arch, read[1])
 
     def normalise(self, maps: torch.Tensor) -> torch.Tensor:
         """Maps (n, C, h, w) as the encoders want them, (n, h, w, C)."""
@@ -155,22 +176,18 @@ class Predictor(nn.Module):
         if "S" in self.spec.inputs:
             parts.append(_encode_maps(params, "student_encoder", inputs.windows))
         if "A" in self.spec.inputs:
-            parts.append(_apply(params, "arch_encoder", inputs.arch))
+            parts.append(apply_linear(params, "arch_encoder", inputs.arch))
         if "T" in self.spec.inputs:
             encoded = _encode_maps(params, "teacher_encoder", inputs.teacher)
             parts.append(encoded.expand(len(inputs.arch), -1))
-        hidden = torch.tanh(_apply(params, "fusion", torch.cat(parts, dim=1)))
-        return _apply(params, "head", hidden).squeeze(1)
+        hidden = torch.tanh(apply_linear(params, "fusion", torch.cat(parts, dim=1)))
+        return apply_linear(params, "head", hidden).squeeze(1)
 
 
 def _encode_maps(params: Params, encoder: str, read: torch.Tensor) -> torch.Tensor:
     """Windows (n, h', w', 9 C) to vectors (n, 256): two 3x3 convolutions of stride 2 with ReLU, the mean over places."""
     hidden = F.relu(convolve(read, params[f"{encoder}.conv1.weight"]))
     return F.relu(convolve(all_windows(hidden), params[f"{encoder}.conv2.weight"])).mean(dim=(1, 2))
-
-
-def _apply(params: Params, layer: str, values: torch.Tensor) -> torch.Tensor:
-    return F.linear(values, params[f"{layer}.weight"], params[f"{layer}.bias"])
 
 
 def _map_encoder(num_channels: int) -> nn.ModuleDict:
@@ -180,20 +197,6 @@ def _map_encoder(num_channels: int) -> nn.ModuleDict:
 
 def _conv(num_in: int, num_out: int) -> nn.Conv2d:
     return nn.Conv2d(num_in, num_out, 3, stride=2, padding=1, bias=False, device="meta").to_empty(device="cpu")
-
-
-def _linear(num_in: int, num_out: int) -> nn.Linear:
-    return nn.Linear(num_in, num_out, device="meta").to_empty(device="cpu")
-
-
-def _initialise(model: nn.Module, rng: torch.Generator) -> None:
-    """Draw what PyTorch's layers draw by default: weight and bias uniform within 1 / sqrt(fan-in)."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=rng)
-            if module.bias is not None:
-                bound = 1 / math.sqrt(module.weight[0].numel())
-                nn.init.uniform_(module.bias, -bound, bound, generator=rng)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +211,16 @@ class Adapted:
     params: Params
     teacher_map: torch.Tensor
     num_skipped: int = 0
+
+    @property
+    def needs_maps(self) -> bool:
+        """Whether it looks at its students' maps."""
+        return "S" in self.model.spec.inputs
+
+    def to(self, device: torch.device) -> "Adapted":
+        """The same on this device."""
+        params = {name: value.to(device) for name, value in self.params.items()}
+        return Adapted(self.model, params, self.teacher_map.to(device), self.num_skipped)
 
     def score(self, maps: torch.Tensor, arch: torch.Tensor) -> torch.Tensor:
         """Predicted accuracy after distillation, percent, float32 (n,), of maps (n, C, h, w) and arch (n, D)."""
@@ -233,34 +246,57 @@ class MetaPredictor:
         """What it was made for."""
         return self.model.spec
 
-    def adapt(self, teacher_arch: torch.Tensor, teacher_map: torch.Tensor, teacher_accuracy_pct: float) -> Adapted:
-        """Adapt to a teacher: arch (D,), map (C, h, w), accuracy on the task's valid part. On the map's device."""
-        device, loop = teacher_map.device, InnerLoop(self.spec.inner_steps, guided=self.spec.guided)
+    @property
+    def num_support(self) -> int:
+        """Measured students that it adapts to; 0: to the teacher."""
+        return self.spec.support_students
+
+    def adapt(self, support: Support) -> Adapted:
+        """Take the inner steps on the teacher, or on the measured students; on the device of the teacher's map.
+
+        Raises:
+            PredictorMismatchError: it was trained with another number of measured students.
+        """
+        device, loop = support.teacher_map.device, InnerLoop(self.spec.inner_steps, guided=self.spec.guided)
         # Maps are often computed in inference mode, whose tensors autograd refuses: leave the mode and copy.
         with torch.inference_mode(mode=False), torch.no_grad():
-            support = support_inputs(teacher_arch.to(device), teacher_map)
-            target = to_unit(torch.tensor(teacher_accuracy_pct, device=device), self.spec.unit)
+            examples = to_examples(support, self.spec.support_students)
+            teacher_map = support.teacher_map.clone()
+            read = self.model.prepare(Inputs(examples.maps.to(device), examples.arch.to(device), teacher_map))
+            targets = to_unit(examples.targets_pct.to(device), self.spec.unit)
             params = {name: value.detach().to(device) for name, value in self.model.named_parameters()}
             rates = {name: value.to(device) for name, value in self.rates.items()}
-            adapted = adapt(self.model.call, params, rates, self.model.prepare(support), target, loop)
-        return Adapted(self.model, adapted.params, support.teacher_map, adapted.num_skipped)
+            adapted = adapt(self.model.call, params, rates, read, targets, loop)
+        return Adapted(self.model, adapted.params, teacher_map, adapted.num_skipped)
 
     def save(self) -> bytes:
         """The predictor's file; `load_predictor` reads it."""
         return save_predictor(self.model, self.rates, is_selected=self.is_selected)
 
 
-def support_inputs(teacher_arch: torch.Tensor, teacher_map: torch.Tensor) -> Inputs:
-    """The one support example, as copies: the teacher as if it were a student of itself."""
-    return Inputs(teacher_map[None].clone(), teacher_arch[None].clone(), teacher_map.clone())
+def to_examples(support: Support, num_students: int) -> Measured:
+    """The support examples, as copies: so many measured students, or for 0 the teacher as a student of itself.
+
+    Raises:
+        PredictorMismatchError: there are more or fewer measured students.
+    """
+    received = 0 if support.students is None else len(support.students.arch)
+    if received != num_students:
+        raise PredictorMismatchError(
+            f"a predictor adapts to as many measured students as it was trained with, {num_students}, got {received}; "
+            "give it that many records of the task"
+        )
+    if support.students is not None:
+        return Measured(*(tensor.clone() for tensor in support.students))
+    target = torch.tensor([support.teacher_accuracy_pct])
+    return Measured(support.teacher_arch[None].clone(), support.teacher_map[None].clone(), target)
 
 
 def save_predictor(model: Predictor, rates: Params, *, is_selected: bool = True) -> bytes:
     """Weights, learned rates and spec in one safetensors block."""
     tensors: dict[str, torch.Tensor] = {f"phi.{name}": value for name, value in model.named_parameters()}
     tensors |= {f"rate.{name}": value for name, value in rates.items()}
-    header = {"version": FILE_VERSION, "spec": dataclasses.asdict(model.spec), "is_selected": is_selected}
-    return pack_tensors(tensors, {"predictor": header})
+    return write_method(METHOD, model.spec, tensors, is_selected=is_selected)
 
 
 def load_predictor(data: bytes, *, expect: PredictorSpec | None = None, legacy_alpha: bool = False) -> MetaPredictor:
@@ -271,56 +307,24 @@ def load_predictor(data: bytes, *, expect: PredictorSpec | None = None, legacy_a
     not store them.
 
     Raises:
-        PredictorMismatchError: the predictor was made for something else than expected; both values are named.
+        PredictorMismatchError: the predictor was made for something else than expected, which is named, or is of
+            another method.
         SchemaTooNewError: a newer version of this package wrote it.
         StoreError: the bytes are not a complete predictor.
     """
-    tensors, header = unpack_tensors(data)
-    try:
-        file: Mapping[str, Any] = header["predictor"]
-        if file["version"] > FILE_VERSION:
-            raise SchemaTooNewError(
-                f"predictor files up to version {FILE_VERSION} are readable, got {file['version']}; update the package"
-            )
-        spec = PredictorSpec(**file["spec"])
-        _check_types(spec)
-        if _least_weights(spec) > sum(tensor.numel() for tensor in tensors.values()):
+    with read_method(data, METHOD, PredictorSpec) as file:
+        if _least_weights(file.spec) > file.num_weights:
             raise TypeError("fewer weights than its spec asks for")  # before a network of any size is made
-        if expect is not None:
-            _match(spec, expect)
-        model = Predictor(spec, seed=0)
-        model.load_state_dict({name: tensors[f"phi.{name}"] for name, _ in model.named_parameters()})
-        rates = {name: tensors[f"rate.{name}"] for name, _ in model.named_parameters()}
-        is_selected = bool(file["is_selected"])
-    except (KeyError, TypeError, RuntimeError, ConfigError) as error:
-        raise StoreError(
-            f"expected a complete predictor file, got one that does not fit together ({error}); run meta-training again"
-        ) from error
-    if name := not_finite(tensors):
-        raise StoreError(f"a predictor's weights must be finite, got others in {name}; run meta-training again")
+        match_spec(file.spec, expect, _MATCHED)
+        model = Predictor(file.spec, seed=0)
+        model.load_state_dict({name: file.tensors[f"phi.{name}"] for name, _ in model.named_parameters()})
+        rates = {name: file.tensors[f"rate.{name}"] for name, _ in model.named_parameters()}
     if legacy_alpha:
-        rates = {name: torch.full_like(rate, spec.rate_init) for name, rate in rates.items()}
-    return MetaPredictor(model, rates, is_selected=is_selected)
+        rates = {name: torch.full_like(rate, file.spec.rate_init) for name, rate in rates.items()}
+    return MetaPredictor(model, rates, is_selected=file.is_selected)
 
 
 def _least_weights(spec: PredictorSpec) -> int:
     """A lower bound of the weights: those of the layers whose size the spec decides."""
     maps = 9 * spec.num_channels * MAP_CHANNELS[0] * sum(name in spec.inputs for name in "ST")
     return maps + spec.hidden_dim * (spec.arch_dim if "A" in spec.inputs else 1)
-
-
-def _check_types(spec: PredictorSpec) -> None:
-    """Raise TypeError unless every field of a spec from a file is of its own type."""
-    for f in dataclasses.fields(spec):
-        if f.type in (int, float, bool, str) and type(getattr(spec, f.name)) is not f.type:
-            raise TypeError(f"{f.name} {getattr(spec, f.name)!r:.80}")
-
-
-def _match(spec: PredictorSpec, expect: PredictorSpec) -> None:
-    for name in _MATCHED:
-        wanted, made_for = getattr(expect, name), getattr(spec, name)
-        if wanted != made_for:
-            raise PredictorMismatchError(
-                f"a predictor ranks only what it was made for: its {name} is {made_for!r}, got {wanted!r}; "
-                "use a predictor meta-trained for that, or change the search"
-            )

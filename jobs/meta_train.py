@@ -13,7 +13,7 @@ from dass.embed import Embedder, draw_noise, noise_sha
 from dass.errors import DataError, ObjectNotFoundError
 from dass.meta.episodes import MetaTask
 from dass.meta.features import featurise
-from dass.meta.train import STATE_VERSION, MetaConfig, MetaProgress, MetaTraining
+from dass.meta.train import STATE_VERSION, MetaConfig, MetaPredictor, MetaProgress, MetaTraining
 from dass.predictor import PredictorSpec
 from dass.records import Record, Task, content_id
 from jobs import collect, teachers
@@ -154,7 +154,7 @@ def features_of(job: Job, task: Task, records: Sequence[Record]) -> MetaTask:
     return featurise(task.name, job.space, teacher, records, embedder)
 
 
-def _train(job: Job, training: MetaTraining, key: str) -> list[MetaProgress]:
+def _train(job: Job, training: MetaTraining[MetaPredictor], key: str) -> list[MetaProgress]:
     """Train to the end from the last checkpoint, if there is one; the whole curve."""
     try:
         training.restore(get_checkpoint(job.store, key, STATE))

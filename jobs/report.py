@@ -17,11 +17,12 @@ from dass.records import Record, Run, Status, Student, Task
 from dass.report import Final, MetaPoint, Observed, PageData, Phase, RunRow, TaskRow, TuneTrial, facts, render, verdict
 from dass.report.model import TaskRole
 from dass.search.ranking import Candidate
+from dass.search.select import make_scorer
 from jobs import collect, teachers
 from jobs.distil import SEARCH, Distilled
 from jobs.job import Job
 from jobs.meta_train import current
-from jobs.target import scorer_of, target_task
+from jobs.target import target_task
 from jobs.tune import TUNING, TrialRow
 
 PAGE = "report.html"
@@ -131,7 +132,7 @@ def _predictions(
     if not students:
         return {}
     predictor = load_predictor(get_blob(job.store, found["predictor"]))
-    scorer = scorer_of(job, task, load_teacher(job.database, found["teacher"], task.id), predictor)
+    scorer = make_scorer(predictor, job.space, load_teacher(job.database, found["teacher"], task.id))
     return dict(zip(students, scorer.score(students).tolist(), strict=True))
 
 

@@ -15,12 +15,12 @@ from dass.kd.teacher import Teacher
 from dass.records import Task, content_id
 from dass.search.budget import Budget, check_feasible
 from dass.search.ranking import Candidate, Ranking
-from dass.search.select import Scorer, search
+from dass.search.select import Scorer, make_scorer, search
 from dass.search.strategies import make_strategy
 from dass.threads import one_thread
 from jobs import teachers
 from jobs.job import Job
-from jobs.target import current_predictor, find_teacher, own_teacher, scorer_of, target_task
+from jobs.target import current_predictor, find_teacher, own_teacher, target_task
 
 SHOWN = 10
 
@@ -48,7 +48,7 @@ def run(job: Job, source: str | None = None, teacher_file: Path | None = None, w
     teacher = own or find_teacher(job, task)
     began = time.perf_counter()
     with one_thread():
-        scorer = scorer_of(job, task, teacher, predictor)
+        scorer = make_scorer(predictor, job.space, teacher)
     adapt_s = time.perf_counter() - began
     ranking = Ranking()
     with job.console.phase("search") as bar:

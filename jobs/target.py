@@ -1,4 +1,4 @@
-"""The task that a student is wanted for, its teacher, and what the predictor says of its students."""
+"""The task that a student is wanted for, its teacher, and the predictor that ranks its students."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +9,11 @@ from cluster.plan import Plan
 from cluster.teachers import load_teacher
 from cluster.weights import get_blob
 from dass.data.batches import ResidentBatches
-from dass.embed import Embedder, draw_noise
 from dass.errors import ConfigError, StoreError
 from dass.kd.cohort import evaluate
 from dass.kd.teacher import Teacher
 from dass.predictor import MetaPredictor, load_predictor
 from dass.records import Task
-from dass.search.select import PredictorScorer
 from dass.tensors import pack_tensors, sha256, unpack_tensors
 from jobs import teachers
 from jobs.job import Job
@@ -76,14 +74,6 @@ def current_predictor(job: Job) -> tuple[str, MetaPredictor]:
         expected = replace(expected, unit=tuning.config.unit)
     sha = known["predictor"]
     return sha, load_predictor(get_blob(job.store, sha), expect=expected)
-
-
-def scorer_of(job: Job, task: Task, teacher: Teacher, predictor: MetaPredictor) -> PredictorScorer:
-    """The predictor adapted to the teacher: one gradient step on (teacher, its accuracy)."""
-    embedder = Embedder(teacher.state, teacher.student, draw_noise(task.resolution))
-    teacher_map = embedder.maps([teacher.student])[0]
-    adapted = predictor.adapt(job.space.encode(teacher.student), teacher_map, teacher.accuracy_pct)
-    return PredictorScorer(adapted, embedder, job.space)
 
 
 def _read_weights(file: Path) -> dict[str, torch.Tensor]:

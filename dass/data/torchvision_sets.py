@@ -6,21 +6,19 @@ torchvision checks the MD5 of what it unpickles (CIFAR10 and CIFAR100), so such 
 """
 
 import difflib
-import importlib.util
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dass.data.decode import Encoded
 from dass.data.listing import Listing, some
 from dass.data.pack import Part
+from dass.data.torchvision_import import import_torchvision
 from dass.errors import DataError
 
 _Arguments = Mapping[Part, Mapping[str, Any]]
@@ -111,7 +109,7 @@ def _nearest_set(name: str) -> str | None:
 
 
 def _open(name: str, root: Path, part: Part) -> Any:  # noqa: ANN401 - torchvision's classes share no useful type
-    datasets = _datasets()
+    datasets = import_torchvision("datasets")
     try:
         dataset = getattr(datasets, name)(str(root), **SETS[name].parts[part])
         num_images, num_labels = len(dataset), len(_items(name, dataset))
@@ -219,30 +217,3 @@ def _unknown_set(name: str, place: str) -> str:
     meant = _nearest_set(name)
     hint = f"did you mean torchvision:{meant}:{place or 'ROOT'}?" if meant else "choose one of them"
     return f"torchvision:NAME:ROOT must name one of {', '.join(SETS)}, got {name!r}; {hint}"
-
-
-_KEPT: list[torch.library.Library] = []  # an operator is gone with the object that declared it
-
-
-@cache
-def _datasets() -> Any:  # noqa: ANN401 - a module
-    """torchvision.datasets, imported when it is first needed: that takes seconds.
-
-    The wheel from the package index is built for CUDA. Beside a torch without it the library of operators does not load,
-    and torchvision fails on two that it expects; declaring them is enough, as no dataset calls them. Can go when
-    torchvision's import no longer needs its operators.
-    """
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None:
-        raise DataError("a torchvision source needs torchvision, got none installed; install torchvision==0.28.0")
-    try:
-        torch.ops.load_library(str(Path(spec.origin).with_name("_C.so")))  # type: ignore[no-untyped-call]
-    except OSError:
-        library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
-        for operator in ("nms", "qnms"):
-            schema = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            library.define(schema)  # type: ignore[no-untyped-call]
-        _KEPT.append(library)
-    import torchvision.datasets
-
-    return torchvision.datasets

@@ -167,8 +167,13 @@ def _leaves(params: Params) -> Params:
 
 
 def _accumulate(leaves: Iterable[torch.Tensor], gradients: Iterable[torch.Tensor], share: float) -> None:
-    """Add to each `grad`, which lies in memory as its leaf does: a fused optimizer takes that for granted."""
+    """Add to each `grad`, which lies in memory as its leaf does: a fused optimizer takes that for granted.
+
+    A leaf that wants no gradient, such as a rate that is not learned, gets none.
+    """
     for leaf, gradient in zip(leaves, gradients, strict=True):
+        if not leaf.requires_grad:
+            continue
         if leaf.grad is None:
             leaf.grad = torch.zeros_like(leaf)
         leaf.grad.add_(gradient, alpha=share)

@@ -7,7 +7,7 @@ import torch
 from dass.embed import Embedder
 from dass.errors import DataError
 from dass.kd.teacher import Teacher
-from dass.meta.episodes import MetaTask
+from dass.meta.episodes import ImageFeatures, MetaTask
 from dass.records import Record, Status
 from dass.spaces.space import SearchSpace
 
@@ -18,8 +18,11 @@ def featurise(
     teacher: Teacher,
     records: Sequence[Record],
     embedder: Embedder,
+    images: ImageFeatures | None = None,
 ) -> MetaTask:
     """The meta-learning view of a task's records; diverged runs have no accuracy to learn from and are left out.
+
+    images: of the task's train part, for methods that look at images.
 
     Raises:
         DataError: fewer than two students finished.
@@ -40,4 +43,5 @@ def featurise(
         teacher_arch=space.encode(teacher.student),
         teacher_map=embedder.maps([teacher.student])[0],
         teacher_accuracy_pct=teacher.accuracy_pct,
+        images=images,
     )

@@ -56,7 +56,7 @@ def measure(
     for repetition in range(REPETITIONS):
         brief = replace(config, episodes=min(config.episodes, EPISODES), seed=repetition)
         for share in SHARES:
-            some = [subset(task, share, repetition) for task in train]
+            some = [subset(task, share, repetition, config.support_students + 1) for task in train]
             found = [point.valid_spearman for point in MetaTraining(spec, brief, some, valid)]
             known = [spearman for spearman in found if spearman is not None]
             if known:
@@ -75,10 +75,10 @@ def gain(points: Sequence[CurvePoint], more: int, seed: int = 0) -> Gain | None:
     return Gain(more, _gain(points, more), float(low), float(high))
 
 
-def subset(task: MetaTask, share: float, seed: int) -> MetaTask:
-    """The first students of a random order, at least two; those of a smaller share are among those of a larger one."""
+def subset(task: MetaTask, share: float, seed: int, least: int = 2) -> MetaTask:
+    """The first students of a random order, at least two and `least`; a smaller share's are among a larger one's."""
     order = torch.randperm(task.num_students, generator=generator("learning curve", task.name, seed))
-    chosen = order[: max(2, round(share * task.num_students))].to(task.maps.device)
+    chosen = order[: max(2, least, round(share * task.num_students))].to(task.maps.device)
     return replace(task, arch=task.arch[chosen], maps=task.maps[chosen], targets_pct=task.targets_pct[chosen])
 
 

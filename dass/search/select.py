@@ -1,6 +1,5 @@
 """The search itself: a strategy proposes students in the budget, a scorer values them, the best come first."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -10,11 +9,12 @@ from typing import Protocol
 import torch
 
 from dass.cost import count_macs, count_params
-from dass.embed import Embedder
-from dass.errors import ConfigError
-from dass.meta.train import Adapted
-from dass.predictor import to_percent
-from dass.records import Student
+from dass.embed import Embedder, draw_noise, noise_sha
+from dass.errors import ConfigError, DataError, PredictorMismatchError
+from dass.kd.teacher import Teacher
+from dass.meta.episodes import ImageFeatures, Measured, Support
+from dass.meta.method import AdaptedMethod, MetaMethod
+from dass.records import Record, Status, Student
 from dass.search.budget import Budget
 from dass.search.ranking import Candidate
 from dass.search.rounds import Chunk, Rounds
@@ -73,33 +73,81 @@ class Scorer(Protocol):
 
 
 class PredictorScorer:
-    """The adapted DaSS predictor as a scorer: predicted accuracy after distillation, in percent."""
+    """A meta-learned method that has looked at the task, as a scorer: predicted accuracy after distillation, percent."""
 
-    def __init__(self, adapted: Adapted, embedder: Embedder, space: SearchSpace) -> None:
-        # A copy that holds the adapted weights: `adapted.score` lends them to the shared network for the time of a
-        # call, which other threads would see.
-        self._network = copy.deepcopy(adapted.model).requires_grad_(False)
-        self._network.load_state_dict(dict(adapted.params))
-        self._teacher_map = adapted.teacher_map
+    def __init__(self, adapted: AdaptedMethod, embedder: Embedder, space: SearchSpace) -> None:
+        self._adapted = adapted
         self._embedder = embedder
         self._space = space
 
     def score(self, students: Sequence[Student]) -> torch.Tensor:
         """float32 (n,): predicted accuracy in percent."""
-        scores = torch.empty(len(students))
         arch = self._space.encode_many(students)
-        for indices, maps in self._embedder.stream(students):
-            with torch.inference_mode():
-                values = self._network(maps, arch[indices].to(maps.device), self._teacher_map).squeeze(1)
-                scores[indices] = to_percent(values, self._network.spec.unit).cpu()
+        scores = torch.empty(len(students))
+        with torch.inference_mode():
+            if not self._adapted.needs_maps:
+                arch = arch.to(self._embedder.device)
+                return self._adapted.score(arch.new_empty(len(students), 0, 0, 0), arch).cpu()
+            for indices, maps in self._embedder.stream(students):
+                scores[indices] = self._adapted.score(maps, arch[indices].to(maps.device)).cpu()
         return scores
 
     def to(self, device: torch.device) -> "PredictorScorer":
         """The same scorer, computing on this device."""
-        moved = copy.copy(self)
-        moved._network = copy.deepcopy(self._network).to(device)
-        moved._teacher_map, moved._embedder = self._teacher_map.to(device), self._embedder.to(device)
-        return moved
+        return PredictorScorer(self._adapted.to(device), self._embedder.to(device), self._space)
+
+
+def make_scorer(
+    method: MetaMethod,
+    space: SearchSpace,
+    teacher: Teacher,
+    *,
+    images: ImageFeatures | None = None,
+    measured: Sequence[Record] = (),
+    device: torch.device | str = "cpu",
+) -> PredictorScorer:
+    """Any meta-learned method as a scorer for a new task: it looks at the task, and adapts if that is its way.
+
+    teacher: of the task, with its accuracy there. images: features of the task's train part, for a method that looks at
+    images. measured: records of students distilled from this teacher on the task, `method.num_support` of them; leave
+    them out where you measure how well the scorer ranks (`dass.meta.episodes.split_support`).
+
+    Raises:
+        PredictorMismatchError: the method was made for another space or noise, or wants other images or more records.
+        DataError: a measured run diverged, or is of another teacher.
+    """
+    spec, noise = method.spec, draw_noise(method.spec.resolution)
+    for name, wanted, made_for in (("space", space.name, spec.space), ("noise", noise_sha(noise), spec.noise_sha)):
+        if wanted != made_for:
+            raise PredictorMismatchError(
+                f"a predictor ranks only what it was made for: its {name} is {made_for!r}, got {wanted!r}; use a "
+                "predictor meta-trained for that"
+            )
+    embedder = Embedder(teacher.state, teacher.student, noise.to(device), spec.remap_mode)
+    support = Support(
+        teacher_arch=space.encode(teacher.student),
+        teacher_map=embedder.maps([teacher.student])[0],
+        teacher_accuracy_pct=teacher.accuracy_pct,
+        images=images,
+        students=_measured(space, teacher, measured, embedder) if measured else None,
+    )
+    return PredictorScorer(method.adapt(support), embedder, space)
+
+
+def _measured(space: SearchSpace, teacher: Teacher, records: Sequence[Record], embedder: Embedder) -> Measured:
+    for record in records:
+        if record.result.best_accuracy_pct is None or record.result.status is not Status.FINISHED:
+            raise DataError(
+                f"a measured student must have finished, got run {record.run.id}, which {record.result.status}; leave it out"
+            )
+        if record.run.teacher != teacher.id:
+            raise DataError(
+                f"a measured student must be distilled from teacher {teacher.id}, got run {record.run.id} of "
+                f"{record.run.teacher}; give records of this task"
+            )
+    students = [record.run.student for record in records]
+    targets = torch.tensor([record.result.best_accuracy_pct for record in records], dtype=torch.float32)
+    return Measured(space.encode_many(students), embedder.maps(students), targets)
 
 
 def search(

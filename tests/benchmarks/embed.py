@@ -29,6 +29,7 @@ import torch
 
 from dass.cost import KERNEL_AREA, count_macs
 from dass.embed import CHUNK, Embedder, draw_noise
+from dass.meta.episodes import Support
 from dass.networks import build
 from dass.predictor import MetaPredictor, Predictor, PredictorSpec
 from dass.records import Student
@@ -77,7 +78,9 @@ def scorer_of(space: SearchSpace, embedder: Embedder, noise_sha: str, resolution
     model = Predictor(spec, seed=0)
     rates = {name: torch.full_like(value, 0.005) for name, value in model.named_parameters()}
     teacher_map = embedder.maps([space.largest])[0]
-    adapted = MetaPredictor(model.to(teacher_map.device), rates).adapt(space.encode(space.largest), teacher_map, 80.0)
+    adapted = MetaPredictor(model.to(teacher_map.device), rates).adapt(
+        Support(space.encode(space.largest), teacher_map, 80.0)
+    )
     return PredictorScorer(adapted, embedder, space)
 
 

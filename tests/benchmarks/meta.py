@@ -22,7 +22,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dass.meta.episodes import MetaTask
-from dass.meta.train import MetaConfig, MetaTraining
+from dass.meta.train import MetaConfig, MetaPredictor, MetaTraining
 from dass.spaces import get_space
 from dass.threads import one_thread
 from tests.benchmarks import measure
@@ -109,7 +109,7 @@ def random_task(seed: int, arch_dim: int, device: torch.device) -> MetaTask:
     )
 
 
-def flops_per_episode(training: MetaTraining) -> float:
+def flops_per_episode(training: MetaTraining[MetaPredictor]) -> float:
     """FLOPs of the products of one episode, without its evaluation: counted on one thread, which sees all of them."""
     with one_thread(), FlopCounterMode(display=False) as first:
         next(training)

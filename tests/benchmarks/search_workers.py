@@ -31,6 +31,7 @@ from cluster.runtime import session
 from cluster.score import ScoreJob, score_candidates
 from cluster.settings import LaneConfig
 from dass.embed import Embedder, draw_noise, noise_sha
+from dass.meta.episodes import Support
 from dass.networks import build
 from dass.predictor import MetaPredictor, Predictor, PredictorSpec
 from dass.records import Student
@@ -85,7 +86,7 @@ class Bench:
         with one_thread():
             embedder = Embedder(state, space.largest, noise)
             teacher_map = embedder.maps([space.largest])[0]
-            adapted = MetaPredictor(model, rates).adapt(space.encode(space.largest), teacher_map, 80.0)
+            adapted = MetaPredictor(model, rates).adapt(Support(space.encode(space.largest), teacher_map, 80.0))
         return PredictorScorer(adapted, embedder, space)
 
     def job(self, store: str, config: SearchConfig, workers: int) -> ScoreJob:

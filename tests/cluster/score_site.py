@@ -13,6 +13,7 @@ from cluster.runtime import session
 from cluster.score import ScoreJob, score_candidates
 from cluster.settings import LaneConfig
 from dass.embed import Embedder, draw_noise
+from dass.meta.episodes import Support
 from dass.networks import build
 from dass.predictor import MetaPredictor, Predictor, PredictorSpec
 from dass.records import Student
@@ -37,7 +38,7 @@ def make_scorer() -> PredictorScorer:
         model = Predictor(spec, seed=0)
         rates = {name: torch.full_like(value, 0.005) for name, value in model.named_parameters()}
         teacher_map = embedder.maps([SPACE.largest])[0]
-        adapted = MetaPredictor(model, rates).adapt(SPACE.encode(SPACE.largest), teacher_map, 80.0)
+        adapted = MetaPredictor(model, rates).adapt(Support(SPACE.encode(SPACE.largest), teacher_map, 80.0))
         return PredictorScorer(adapted, embedder, SPACE)
 
 

@@ -5,7 +5,7 @@ from functools import cache
 import torch
 
 from cluster.trial import TrialTasks
-from dass.meta.train import MetaConfig, MetaTraining
+from dass.meta.train import MetaConfig, MetaPredictor, MetaTraining
 from dass.meta.tuning import spec_for
 from tests.dass.meta.toy import spec, task
 
@@ -14,7 +14,7 @@ TASKS = TrialTasks(spec(BASE), (task("a", 80, seed=0), task("b", 60, seed=1)), (
 
 
 @cache
-def undisturbed(config: MetaConfig) -> MetaTraining:
+def undisturbed(config: MetaConfig) -> MetaTraining[MetaPredictor]:
     """The training of this configuration at its end, on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dass.errors import ConfigError, PredictorMismatchError, SchemaTooNewError, StoreError
+from dass.meta.episodes import Measured, Support
 from dass.predictor import (
     Inputs,
     MetaPredictor,
@@ -132,7 +133,7 @@ class TestSpec:
         [
             ("inputs", ""),
             ("inputs", "TS"),
-            ("unit", "fraction"),
+            ("unit", "permille"),
             ("map_norm", "batch"),
             ("remap_mode", "scratch"),
             ("hidden_dim", 0),
@@ -151,19 +152,24 @@ class TestSpec:
         assert torch.equal(to_percent(to_unit(accuracy, "task_free"), "task_free"), accuracy)
         assert torch.equal(to_unit(accuracy, "percent"), accuracy)
 
+    def test_a_fraction_is_a_hundredth_and_back(self) -> None:
+        accuracy = torch.tensor([0.0, 50.0, 64.0, 100.0])
+        torch.testing.assert_close(to_unit(accuracy, "fraction"), torch.tensor([0.0, 0.5, 0.64, 1.0]))
+        torch.testing.assert_close(to_percent(to_unit(accuracy, "fraction"), "fraction"), accuracy)
+
 
 class TestAdaptation:
     def test_one_step_moves_the_prediction_for_the_teacher_towards_its_accuracy(self) -> None:
         predictor, given = meta_predictor(rate=1e-4), inputs(SMALL)
         before = predictor.model(given.teacher_map[None], given.arch[:1], given.teacher_map).item()
-        adapted = predictor.adapt(given.arch[0], given.teacher_map, 60.0)
+        adapted = predictor.adapt(Support(given.arch[0], given.teacher_map, 60.0))
         after = adapted.score(given.teacher_map[None], given.arch[:1]).item()
         assert abs(after - 60) < abs(before - 60)
         assert adapted.num_skipped == 0
 
     def test_scores_are_those_of_a_gradient_step_taken_by_autograd(self) -> None:
         predictor, given = meta_predictor(rate=0.002), inputs(SMALL)
-        scores = predictor.adapt(given.arch[0], given.teacher_map, 60.0).score(given.maps, given.arch)
+        scores = predictor.adapt(Support(given.arch[0], given.teacher_map, 60.0)).score(given.maps, given.arch)
         twin = Predictor(predictor.spec, seed=1)
         loss = (twin(given.teacher_map[None], given.arch[:1], given.teacher_map) - 60).square().sum()
         loss.backward()
@@ -175,7 +181,7 @@ class TestAdaptation:
     def test_rates_of_zero_and_no_guidance_score_alike(self) -> None:
         given = inputs(SMALL)
         scores = [
-            predictor.adapt(given.arch[0], given.teacher_map, 60.0).score(given.maps, given.arch)
+            predictor.adapt(Support(given.arch[0], given.teacher_map, 60.0)).score(given.maps, given.arch)
             for predictor in (meta_predictor(rate=0.0), meta_predictor(guided=False))
         ]
         assert torch.equal(*scores)
@@ -183,7 +189,7 @@ class TestAdaptation:
     def test_scores_are_percent_whatever_the_unit(self) -> None:
         given = inputs(SMALL)
         predictor = meta_predictor(unit="task_free", guided=False)
-        scores = predictor.adapt(given.arch[0], given.teacher_map, 60.0).score(given.maps, given.arch)
+        scores = predictor.adapt(Support(given.arch[0], given.teacher_map, 60.0)).score(given.maps, given.arch)
         torch.testing.assert_close(scores, predictor.model(*given).detach().squeeze(1) * 10 + 50)
 
     def test_an_update_of_the_last_layer_scales_with_the_unit(self) -> None:
@@ -195,23 +201,37 @@ class TestAdaptation:
                     predictor.model.get_parameter(name).mul_(scale)
                     predictor.rates[name].fill_(0.003)
             before = predictor.model(*given).detach().squeeze(1)
-            after = predictor.adapt(given.arch[0], given.teacher_map, 60.0 * scale).score(given.maps, given.arch)
+            after = predictor.adapt(Support(given.arch[0], given.teacher_map, 60.0 * scale)).score(
+                given.maps, given.arch
+            )
             moved.append(after - before)
         torch.testing.assert_close(moved[1], moved[0] / 100)
 
+    def test_it_adapts_to_measured_students_as_a_gradient_step_by_autograd_does(self) -> None:
+        predictor, given = meta_predictor(rate=0.002, support_students=2), inputs(SMALL)
+        known = Measured(given.arch[:2], given.maps[:2], torch.tensor([40.0, 70.0]))
+        support = Support(given.arch[0], given.teacher_map, 60.0, students=known)
+        twin = Predictor(predictor.spec, seed=1)
+        error = twin(given.maps[:2], given.arch[:2], given.teacher_map).squeeze(1) - torch.tensor([40.0, 70.0])
+        error.square().mean().backward()
+        torch.optim.SGD(twin.parameters(), lr=0.002).step()
+        with torch.no_grad():
+            expected = twin(*given).squeeze(1)
+        torch.testing.assert_close(predictor.adapt(support).score(given.maps, given.arch), expected)
+
     def test_maps_made_in_inference_mode_are_welcome_inside_and_outside_of_it(self) -> None:
         predictor, given = meta_predictor(), inputs(SMALL)
-        expected = predictor.adapt(given.arch[0], given.teacher_map, 60.0).score(given.maps, given.arch)
+        expected = predictor.adapt(Support(given.arch[0], given.teacher_map, 60.0)).score(given.maps, given.arch)
         with torch.inference_mode():
             frozen = Inputs(*(tensor.clone() for tensor in given))
-            inside = predictor.adapt(frozen.arch[0], frozen.teacher_map, 60.0).score(frozen.maps, frozen.arch)
-        outside = predictor.adapt(frozen.arch[0], frozen.teacher_map, 60.0).score(frozen.maps, frozen.arch)
+            inside = predictor.adapt(Support(frozen.arch[0], frozen.teacher_map, 60.0)).score(frozen.maps, frozen.arch)
+        outside = predictor.adapt(Support(frozen.arch[0], frozen.teacher_map, 60.0)).score(frozen.maps, frozen.arch)
         assert torch.equal(inside, expected)
         assert torch.equal(outside, expected)
 
     def test_a_step_with_an_infinite_loss_is_left_out_and_counted(self) -> None:
         predictor, given = meta_predictor(), inputs(SMALL)
-        adapted = predictor.adapt(given.arch[0], given.teacher_map, math.inf)
+        adapted = predictor.adapt(Support(given.arch[0], given.teacher_map, math.inf))
         assert adapted.num_skipped == 1
         torch.testing.assert_close(adapted.score(given.maps, given.arch), predictor.model(*given).detach().squeeze(1))
 
@@ -267,6 +287,19 @@ class TestFile:
         for broken in (data[:-5], pack_tensors(tensors, header), pack_tensors({"phi": torch.zeros(1)})):
             with pytest.raises(StoreError):
                 load_predictor(broken)
+
+    def test_a_file_of_version_1_is_still_read(self) -> None:
+        predictor = meta_predictor()
+        tensors, header = unpack_tensors(predictor.save())
+        file = header["predictor"]
+        header["predictor"] = {
+            "version": 1,
+            "spec": {name: value for name, value in file["spec"].items() if name != "support_students"},
+            "is_selected": True,
+        }
+        loaded = load_predictor(pack_tensors(tensors, header))
+        assert loaded.spec == predictor.spec
+        assert loaded.num_support == 0
 
     def test_a_file_of_a_newer_version_says_so(self) -> None:
         tensors, header = unpack_tensors(meta_predictor().save())

@@ -34,6 +34,8 @@ from cluster.plan import Plan
 from cluster.schema import record_from_json, record_to_json
 from cluster.scores import ScoreLedger
 from cluster.tables import parquet_to_table, table_to_records
+from dass.baselines.meta_d2a import load_meta_d2a
+from dass.baselines.tans import load_tans
 from dass.data.decode import decode_all
 from dass.data.pack import Pack
 from dass.data.sources import read_source
@@ -60,11 +62,13 @@ from tests.security.inputs import (
 from tests.security.site import (
     NAME,
     STUDENT,
+    meta_d2a_file,
     pack_and_task,
     predictor_file,
     restore,
     run_and_state,
     student_file,
+    tans_file,
     write_store,
 )
 
@@ -163,6 +167,8 @@ def targets(folder: Path) -> dict[str, Target]:
         "checkpoint": Target(lambda data: restore(run, data), altered_headers([state])),
         "student file": Target(load_student, altered_headers([student_file()])),
         "predictor": Target(load_predictor, altered_headers([predictor_file()])),
+        "MetaD2A": Target(load_meta_d2a, altered_headers([meta_d2a_file()])),
+        "TANS": Target(load_tans, altered_headers([tans_file()])),
         "pack": Target(pack, altered_headers([small_pack().to_bytes()])),
         "tensors": Target(unpack_tensors, altered_bytes([state, student_file()])),
         "data SPEC": Target(source, spec_texts()),

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from cluster.plan import Plan
 from cluster.schema import STORE_KEY, check_schema, claim_schema
 from cluster.scores import ScoreLedger
 from cluster.weights import get_blob, put_blob, put_weights
+from dass.baselines.meta_d2a import MetaD2A, MetaD2AConfig, SetPredictor
+from dass.baselines.tans import Tans, TansConfig, TansNetwork
 from dass.data.pack import Pack
 from dass.data.sources import read_source
 from dass.data.splits import assign_parts, class_splits
@@ -39,6 +42,15 @@ from tests.jobs.command import tree
 
 STUDENT = get_space("smoke").smallest
 SPEC = PredictorSpec(space="smoke", resolution=8, num_channels=4, arch_dim=3, noise_sha="0", hidden_dim=4)
+METHOD_PLACE: dict[str, Any] = {
+    "space": "smoke",
+    "resolution": 8,
+    "num_channels": 4,
+    "arch_dim": 3,
+    "noise_sha": "0",
+    "encoder": "e",
+    "num_features": 5,
+}
 TOKEN = Token(1, 2)
 NAME = "0" * 32  # of the searches and tunings here
 
@@ -64,6 +76,17 @@ def pack_and_task() -> tuple[Pack, Task]:
 def student_file() -> bytes:
     network = build(STUDENT, 2, generator("student"))
     return student_bytes(STUDENT, 8, ("a", "b"), network.state_dict())
+
+
+@cache
+def meta_d2a_file() -> bytes:
+    config = MetaD2AConfig(set_dim=4, num_heads=2, hidden_dim=3)
+    return MetaD2A(SetPredictor(config.spec(**METHOD_PLACE), seed=0), 50.0, 10.0).save()
+
+
+@cache
+def tans_file() -> bytes:
+    return Tans(TansNetwork(TansConfig(embed_dim=4).spec(**METHOD_PLACE), seed=0)).save()
 
 
 @cache

@@ -8,7 +8,7 @@ INPUTS = 60
 
 NAMES = (
     "record as JSON", "records as Parquet", "documents", "events", "trial of a tuning", "scores of a search",
-    "checkpoint", "student file", "predictor", "pack", "tensors", "data SPEC", "--set", "recipe TOML", "image",
+    "checkpoint", "student file", "predictor", "MetaD2A", "TANS", "pack", "tensors", "data SPEC", "--set", "recipe TOML", "image",
     "Parquet of images", "key",
 )  # fmt: skip
 

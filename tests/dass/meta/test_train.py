@@ -19,7 +19,7 @@ TRAIN = (task("a", 80, seed=0), task("b", 60, seed=1))
 VALID = (task("c", 70, seed=2),)
 
 
-def training(config: MetaConfig = SHORT, **changes: Any) -> MetaTraining:
+def training(config: MetaConfig = SHORT, **changes: Any) -> MetaTraining[MetaPredictor]:
     values: dict[str, Any] = {"spec": spec(config), "train_tasks": TRAIN, "valid_tasks": VALID}
     return MetaTraining(config=config, **{**values, **changes})
 
@@ -30,7 +30,7 @@ def weights(predictor: MetaPredictor) -> dict[str, torch.Tensor]:
 
 
 def ranking(predictor: MetaPredictor, of: MetaTask) -> torch.Tensor:
-    return predictor.adapt(of.teacher_arch, of.teacher_map, of.teacher_accuracy_pct).score(of.maps, of.arch)
+    return predictor.adapt(of.support()).score(of.maps, of.arch)
 
 
 class TestLearning:
@@ -231,7 +231,8 @@ class TestChecks:
             ("rate_init", math.inf),
             ("order", "third"),
             ("inputs", "TAS"),
-            ("unit", "fraction"),
+            ("unit", "permille"),
+            ("support_students", -1),
         ],
     )
     def test_an_illegal_setting_is_named(self, name: str, value: Any) -> None:
@@ -246,6 +247,7 @@ class TestChecks:
         assert (config.episodes, config.queries, config.tasks_per_episode, config.eval_every) == (1000, 50, 8, 20)
         assert (config.lr, config.rate_init, config.inner_steps, config.order) == (5e-4, 0.005, 1, "second")
         assert (config.seed, config.unit, config.inputs, config.guided) == (2, "percent", "SAT", True)
+        assert (config.learn_rates, config.support_students) == (True, 0)
 
 
 def test_progress_is_plain_values() -> None:

@@ -8,6 +8,7 @@ import torch
 from dass.cost import count_macs, count_params
 from dass.embed import Embedder, draw_noise
 from dass.errors import ConfigError
+from dass.meta.episodes import Support
 from dass.networks import build
 from dass.predictor import Adapted, MetaPredictor, Predictor, PredictorSpec
 from dass.records import Student
@@ -146,7 +147,7 @@ class TestPredictorScorer:
         rates = {name: torch.full_like(value, 0.005) for name, value in model.named_parameters()}
         embedder = Embedder(build(SPACE.largest, NUM_CLASSES, rng).state_dict(), SPACE.largest, noise)
         teacher_map = embedder.maps([SPACE.largest])[0]
-        return MetaPredictor(model, rates).adapt(SPACE.encode(SPACE.largest), teacher_map, 80.0), embedder
+        return MetaPredictor(model, rates).adapt(Support(SPACE.encode(SPACE.largest), teacher_map, 80.0)), embedder
 
     def test_scores_are_those_of_each_student_alone_in_the_order_given(self, parts: tuple[Adapted, Embedder]) -> None:
         adapted, embedder = parts

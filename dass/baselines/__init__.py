@@ -1,0 +1,1 @@
+"""What DaSS is compared with."""
