@@ -165,7 +165,7 @@ class TestOnStudents:
                 layer.weight.data += step * base[name]
             moved.append(gradients_of(other, batch))
         expected = -sum(
-            float((layer.weight * (moved[0][name] - moved[1][name]) / 2e-5).sum())
+            float((layer.weight.detach() * (moved[0][name] - moved[1][name]) / 2e-5).sum())
             for name, layer in layers_of(network).items()
         )
         assert grasp(network, batch) == pytest.approx(expected, rel=1e-4)
