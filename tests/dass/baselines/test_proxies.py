@@ -24,9 +24,11 @@ from dass.baselines.proxies import (
     snip,
     synflow,
 )
+from dass.baselines.scorers import FAILED, to_scores
 from dass.networks import SmallResNet, build
 from dass.records import Recipe, Student
 from dass.seeding import generator
+from dass.spaces import get_space
 
 STUDENT = Student(((8, 16), (24,), (16, 32), (32, 64)))  # widths that shrink and grow, strides, identity shortcuts
 NUM_CLASSES, NUM_IMAGES, SIDE = 5, 12, 16
@@ -258,6 +260,17 @@ class TestOnStudents:
         expected = PROXIES[name](make_network(), make_batch())
         found = PROXIES[name](make_network().to(device), make_batch().to(device))
         assert found == pytest.approx(expected, rel=2e-2)
+
+
+def test_synflow_of_a_deep_student_fits_into_float32_as_a_logarithm_alone() -> None:
+    largest = get_space("paper5").largest
+    network, batch = build(largest, 10, generator("deep")), Minibatch(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))
+    assert synflow(network, batch) > torch.finfo(torch.float32).max
+    assert to_scores([synflow(network, batch)]) == FAILED
+    assert torch.isfinite(to_scores([log_synflow(network, batch)]))
+    for layer in layers_of(network).values():
+        layer.weight.data *= 1e10  # beyond double precision as well
+    assert to_scores([log_synflow(network, batch)]) == FAILED
 
 
 class TestInvariants:
