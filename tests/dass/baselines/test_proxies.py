@@ -105,6 +105,14 @@ class TestTheToy:
         assert layers == pytest.approx([0.511441, 0.965139], abs=1e-6)
         assert fisher(TOY, TOY_BATCH, per_channel=True) == pytest.approx(1.476580, abs=1e-6)
 
+    @pytest.mark.parametrize("proxy", [grad_norm, snip, grasp, fisher, naswot])
+    def test_layers_that_work_in_place_change_nothing(self, proxy: Proxy) -> None:
+        in_place = nn.Sequential(TOY[0], nn.ReLU(inplace=True), TOY[2])
+        assert proxy(in_place, TOY_BATCH) == proxy(TOY, TOY_BATCH)
+
+    def test_a_unit_at_zero_is_not_active(self) -> None:
+        assert relu_agreement(nn.ReLU(), torch.tensor([[0.0, 1.0], [-1.0, 0.0]])).tolist() == [[2, 1], [1, 2]]
+
     def test_agreement_counts_units_that_treat_two_images_alike(self) -> None:
         assert relu_agreement(TOY, TOY_BATCH.images).tolist() == [[2, 1], [1, 2]]
         codes = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 1, 1]])

@@ -20,7 +20,7 @@ from dass.data.augment import normalise
 from dass.errors import ConfigError, DataError, SpaceError
 from dass.kd.cohort import Cohort
 from dass.networks import build
-from dass.records import Recipe, Run, Student
+from dass.records import Recipe, Run, Status, Student
 from dass.remap import remap
 from dass.search.select import SearchConfig, search
 from dass.search.strategies import make_strategy
@@ -39,7 +39,6 @@ from tests.dass.kd.tiny import (
 TEACHER = make_teacher()
 CONTEXT = BaselineContext(DATA, SPACE, TEACHER, RECIPE, num_images=16, short_epochs=1)
 STUDENTS = SPACE.sample(4, torch.Generator().manual_seed(5))
-LARGE_NUMBERS = Recipe(batch_size=8, lr=1e30, eval_every=1, crop_padding=1)
 
 SEEDLESS = {
     "params",
@@ -69,18 +68,18 @@ class TestEveryBaseline:
 
     @pytest.mark.parametrize("name", BASELINES)
     def test_one_built_anew_or_sent_elsewhere_gives_the_same(self, name: str) -> None:
-        scorer, expected = build_baseline(name, CONTEXT), score(name, students=STUDENTS[:2])
-        assert scorer.score(STUDENTS[:2]).tolist() == expected
-        assert pickle.loads(pickle.dumps(scorer)).score(STUDENTS[:2]).tolist() == expected  # noqa: S301
+        scorer, expected = build_baseline(name, CONTEXT), score(name, students=STUDENTS[:1])
+        assert scorer.score(STUDENTS[:1]).tolist() == expected
+        assert pickle.loads(pickle.dumps(scorer)).score(STUDENTS[:1]).tolist() == expected  # noqa: S301
         scorer.to(torch.device("meta"))
-        assert scorer.to(torch.device("cpu")).score(STUDENTS[:2]).tolist() == expected
+        assert scorer.to(torch.device("cpu")).score(STUDENTS[:1]).tolist() == expected
 
     @pytest.mark.parametrize("name", sorted({*BASELINES} - SEEDLESS))
     def test_another_seed_draws_anew(self, name: str) -> None:
-        assert score(name, replace(CONTEXT, seed=1)) != score(name)
+        assert score(name, replace(CONTEXT, seed=1), STUDENTS[:1]) != score(name, students=STUDENTS[:1])
 
     def test_no_two_proxies_are_the_same(self) -> None:
-        scores = {name: tuple(score(name)) for name in BASELINES if name.split("+")[0] in PROXIES}
+        scores = {name: score(name, students=STUDENTS[:1])[0] for name in BASELINES if name.split("+")[0] in PROXIES}
         assert len(set(scores.values())) == len(scores) == 7 * 2 + 4 * 2
 
     def test_a_search_ranks_by_it_with_any_number_of_threads(self) -> None:
@@ -126,11 +125,12 @@ class TestTrivial:
 class TestProxyScorers:
     def test_fresh_weights_follow_from_student_and_seed(self) -> None:
         networks = InitialNetworks(NUM_CLASSES, DATA.device, seed=3)
-        first, again, other = (networks.build(student).state_dict() for student in (*STUDENTS[:1] * 2, STUDENTS[1]))
+        student, sibling = (Student(((8,), (16,), (32,), last)) for last in ((64,), (32, 64)))
+        first, again, other = (networks.build(each).state_dict() for each in (student, student, sibling))
         assert all(torch.equal(first[name], again[name]) for name in first)
-        assert not torch.equal(first["head.weight"], other["head.weight"])
-        reseeded = replace(networks, seed=4).build(STUDENTS[0]).state_dict()
-        assert not torch.equal(first["head.weight"], reseeded["head.weight"])
+        assert not torch.equal(first["stem.conv.weight"], other["stem.conv.weight"])
+        reseeded = replace(networks, seed=4).build(student).state_dict()
+        assert not torch.equal(first["stem.conv.weight"], reseeded["stem.conv.weight"])
 
     def test_fresh_weights_have_the_spaces_deviation(self) -> None:
         network = InitialNetworks(NUM_CLASSES, DATA.device).build(SPACE.largest)
@@ -142,6 +142,14 @@ class TestProxyScorers:
         (found,) = score("snip+remap", students=[SPACE.largest])
         network = TEACHER.network(NUM_CLASSES).train()
         assert found == pytest.approx(snip(network, CONTEXT.minibatch()), rel=1e-4)
+
+    def test_remapped_weights_are_those_of_the_recipes_mode(self) -> None:
+        recipe = replace(RECIPE, init="copy_paste_last")
+        for student, found in zip(STUDENTS, score("snip+remap", replace(CONTEXT, recipe=recipe)), strict=True):
+            network = build(student, NUM_CLASSES)
+            network.load_state_dict(remap(TEACHER.state, TEACHER.student, student, "copy_paste_last"))
+            assert found == pytest.approx(snip(network, CONTEXT.minibatch()), rel=1e-4)
+        assert score("snip+remap", replace(CONTEXT, recipe=recipe)) != score("snip+remap")
 
     def test_the_kd_variant_takes_the_recipes_loss_against_the_teacher_in_eval_mode(self) -> None:
         recipe = replace(RECIPE, temperature=3.0, alpha=0.25)
@@ -211,14 +219,16 @@ class TestRemapAccuracy:
 
 class TestShortKD:
     def test_it_is_the_best_accuracy_of_each_run_alone(self) -> None:
-        recipe = replace(RECIPE, epochs=2)
-        expected = []
+        recipe = replace(RECIPE, epochs=4)
+        expected, final = [], []
         for student in STUDENTS:
             run = Run(DATA.task.id, TEACHER.id, student, recipe, 7)
             accuracies = [point.valid_accuracy_pct for point in trace(Cohort([run], DATA, TEACHER)).result(run).curve]
-            assert len(accuracies) == 2
+            assert len(accuracies) == 4
             expected.append(max(accuracies))
-        assert score("short_kd", replace(CONTEXT, short_epochs=2, seed=7)) == pytest.approx(expected)
+            final.append(accuracies[-1])
+        assert final != expected
+        assert score("short_kd", replace(CONTEXT, short_epochs=4, seed=7)) == pytest.approx(expected)
 
     def test_all_students_share_the_teachers_passes(self) -> None:
         teacher = CountingTeacher(**vars(TEACHER))
@@ -259,8 +269,16 @@ class TestFailures:
         assert failures(STUDENTS, scores) == STUDENTS
 
     def test_students_that_diverge_have_no_score(self) -> None:
-        scorer = build_baseline("short_kd", replace(CONTEXT, recipe=LARGE_NUMBERS))
+        scorer = build_baseline("short_kd", replace(CONTEXT, recipe=replace(RECIPE, lr=1e30)))
         assert failures(STUDENTS, scorer.score(STUDENTS)) == STUDENTS
+
+    def test_not_even_those_that_diverge_after_a_good_beginning(self) -> None:
+        recipe = replace(RECIPE, lr=4.0, epochs=3)
+        runs = [Run(DATA.task.id, TEACHER.id, student, recipe) for student in STUDENTS]
+        ended = trace(Cohort(runs, DATA, TEACHER)).ended
+        diverged = [run.student for run in runs if ended[run.id].result.status is Status.DIVERGED]
+        scores = torch.tensor(score("short_kd", replace(CONTEXT, recipe=recipe, short_epochs=3)))
+        assert failures(STUDENTS, scores) == diverged
 
     def test_images_that_are_all_alike_leave_naswot_without_a_score(self) -> None:
         images, labels = DATA.parts["train"]
