@@ -75,6 +75,17 @@ def gradients_of(network: nn.Module, batch: Minibatch) -> dict[str, torch.Tensor
     return {name: layer.weight.grad for name, layer in layers_of(network).items()}  # type: ignore[misc]
 
 
+class Shift(nn.Module):
+    """Adds 1, to what it was given or to a copy of it."""
+
+    def __init__(self, *, in_place: bool = False) -> None:
+        super().__init__()
+        self.in_place = in_place
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps.add_(1) if self.in_place else maps + 1
+
+
 class TestTheToy:
     def test_it_is_the_specifications(self) -> None:
         logits = TOY(TOY_BATCH.images)
@@ -109,9 +120,11 @@ class TestTheToy:
     def test_layers_that_work_in_place_change_nothing(self, proxy: Proxy) -> None:
         in_place = nn.Sequential(TOY[0], nn.ReLU(inplace=True), TOY[2])
         assert proxy(in_place, TOY_BATCH) == proxy(TOY, TOY_BATCH)
+        shifted = nn.Sequential(TOY[0], Shift(in_place=True), *TOY[1:])
+        assert proxy(shifted, TOY_BATCH) == proxy(nn.Sequential(TOY[0], Shift(), *TOY[1:]), TOY_BATCH)
 
     def test_a_unit_at_zero_is_not_active(self) -> None:
-        assert relu_agreement(nn.ReLU(), torch.tensor([[0.0, 1.0], [-1.0, 0.0]])).tolist() == [[2, 1], [1, 2]]
+        assert relu_agreement(nn.ReLU(), torch.tensor([[0.0, 1.0], [-1.0, 1.0]])).tolist() == [[2, 2], [2, 2]]
 
     def test_agreement_counts_units_that_treat_two_images_alike(self) -> None:
         assert relu_agreement(TOY, TOY_BATCH.images).tolist() == [[2, 1], [1, 2]]
