@@ -120,8 +120,8 @@ class TestTheToy:
     def test_layers_that_work_in_place_change_nothing(self, proxy: Proxy) -> None:
         in_place = nn.Sequential(TOY[0], nn.ReLU(inplace=True), TOY[2])
         assert proxy(in_place, TOY_BATCH) == proxy(TOY, TOY_BATCH)
-        shifted = nn.Sequential(TOY[0], Shift(in_place=True), *TOY[1:])
-        assert proxy(shifted, TOY_BATCH) == proxy(nn.Sequential(TOY[0], Shift(), *TOY[1:]), TOY_BATCH)
+        shifted = nn.Sequential(TOY[0], Shift(in_place=True), TOY[1], TOY[2])
+        assert proxy(shifted, TOY_BATCH) == proxy(nn.Sequential(TOY[0], Shift(), TOY[1], TOY[2]), TOY_BATCH)
 
     def test_a_unit_at_zero_is_not_active(self) -> None:
         assert relu_agreement(nn.ReLU(), torch.tensor([[0.0, 1.0], [-1.0, 1.0]])).tolist() == [[2, 2], [2, 2]]
