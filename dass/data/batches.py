@@ -116,6 +116,11 @@ class ResidentBatches:
             parts[part] = (pack.images[rows].to(device), number[pack.labels[rows]].to(device))
         return cls(task, torch.device(device), parts)
 
+    def to(self, device: torch.device) -> "ResidentBatches":
+        """The same images on this device."""
+        parts = {part: (images.to(device), labels.to(device)) for part, (images, labels) in self.parts.items()}
+        return ResidentBatches(self.task, device, parts)
+
     def num_images(self, part: PartName) -> int:
         """See `BatchSource`."""
         return len(self.parts[part][1])

@@ -15,7 +15,7 @@ SAMPLE = 1000  # drawn from all, to stand for those that are not kept
 
 @dataclass(frozen=True)
 class Candidate:
-    """A scored student and its cost; a higher score is better, NaN is none."""
+    """A scored student and its cost; a higher score is better, NaN and -inf are none."""
 
     student: Student
     score: float
@@ -24,17 +24,17 @@ class Candidate:
 
 
 def rank(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Best score first, NaN last; ties go to fewer MACs, then fewer parameters, then the student's key as text."""
+    """Best score first, those without one last; ties go to fewer MACs, then fewer parameters, then the student's key as text."""
     return sorted(candidates, key=_order)
 
 
 def pareto(candidates: Iterable[Candidate]) -> list[Candidate]:
     """Those than which none has fewer MACs without a lower score, by rising MACs and so by rising score.
 
-    Of several with equal MACs and score the first in rank stays. NaN scores are left out.
+    Of several with equal MACs and score the first in rank stays. Those without a score are left out.
     """
     frontier: list[Candidate] = []
-    scored = (candidate for candidate in candidates if not math.isnan(candidate.score))
+    scored = (candidate for candidate in candidates if candidate.score > -math.inf)
     for candidate in sorted(scored, key=lambda each: (each.macs, *_order(each))):
         if not frontier or candidate.score > frontier[-1].score:
             frontier.append(candidate)

@@ -172,11 +172,11 @@ class Evolution:
         return children + self._proposals.draw(num - len(children))
 
     def tell(self, students: Sequence[Student], scores: Sequence[float]) -> None:
-        """Keep the best of all students told as parents; a NaN never becomes one."""
+        """Keep the best of all students told as parents; one without a score, NaN or -inf, never becomes one."""
         told = dict(zip(students, scores, strict=True))
         for student in told:
             self._proposals.know(student)
-        known = {student: score for student, score in (self._parents | told).items() if not math.isnan(score)}
+        known = {student: score for student, score in (self._parents | told).items() if score > -math.inf}
         best = sorted(known.items(), key=lambda item: (-item[1], item[0].key))
         self._parents = dict(best[: self.num_parents])
 

@@ -51,8 +51,9 @@ class TestRank:
 class TestPareto:
     def test_it_keeps_what_nothing_cheaper_reaches(self) -> None:
         good = [candidate(1.0, macs=1), candidate(3.0, macs=2), candidate(4.0, macs=5)]
-        beaten = [candidate(0.5, macs=1), candidate(3.0, macs=3), candidate(2.0, macs=2), candidate(math.nan, macs=1)]
-        assert pareto(beaten + good) == good
+        beaten = [candidate(0.5, macs=1), candidate(3.0, macs=3), candidate(2.0, macs=2)]
+        without = [candidate(math.nan, macs=1), candidate(-math.inf, macs=0)]
+        assert pareto(beaten + without + good) == good
 
     @given(candidates)
     def test_it_is_what_the_definition_says(self, given_in: list[Candidate]) -> None:

@@ -157,8 +157,9 @@ class TestEvolution:
     def test_it_gives_at_most_one_generation_at_a_time(self) -> None:
         assert len(strategy("evolution", space="paper5").ask(500)) == 100
 
-    def test_nan_scores_never_make_parents(self) -> None:
+    @pytest.mark.parametrize("none", [math.nan, -math.inf])
+    def test_students_without_a_score_never_make_parents(self, none: float) -> None:
         told, untold = strategy("evolution", space="paper5"), strategy("evolution", space="paper5")
-        told.tell(told.ask(50), [math.nan] * 50)
+        told.tell(told.ask(50), [none] * 50)
         untold.ask(50)
         assert told.ask(50) == untold.ask(50)
