@@ -129,11 +129,9 @@ class Trial:
         seen = look(self._site.store, self._expected, self._diverged)
         lost, duplicated = len(self._seen - seen.ids) + struck.lost, len(seen.duplicated) + struck.duplicated
         self._seen = seen.ids
-        tally.lost, tally.duplicated, tally.wrong = (
-            tally.lost + lost,
-            tally.duplicated + duplicated,
-            tally.wrong + len(seen.wrong),
-        )
+        tally.lost += lost
+        tally.duplicated += duplicated
+        tally.wrong += len(seen.wrong)
         if is_recovered and not (lost or duplicated or seen.wrong):
             tally.recovered += 1
             tally.recover_s.append(time.time() - over)

@@ -1,17 +1,17 @@
 """What is broken: a Ray cluster of several raylets, a store in processes of its own, and drivers, all on this machine."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 from ray.cluster_utils import Cluster
 
 from cluster import s3
@@ -31,6 +31,7 @@ ACTORS = ("QueueActor", "TrainController", "RayTrainWorker", "_drive_lane")  # n
 Kind = Literal["s3", "ceph", "folder"]
 
 _DISK_MB = 64
+_QUIET: dict[str, Any] = {"include_dashboard": False}
 _QUICK = {  # a lost machine is noticed sooner than by default, so that more of them can be lost in an hour
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
@@ -74,7 +75,6 @@ class Site:
     folder: Path
     store_url: str
     cluster: Cluster
-    environment: Mapping[str, str]
     proxy: FaultyServer | None = None
     credentials: Credentials | None = None
     ceph: Ceph | None = None
@@ -115,17 +115,13 @@ class Site:
     def workers(self, title: str) -> dict[int, Any]:
         """Processes of Ray's workers whose name holds this text, with the node that each belongs to."""
         found = {}
-        nodes = {_raylet(node): node for node in self.nodes}
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                parent = int(re.sub(r"^.*\) \S ", "", (entry / "stat").read_text()).split()[0])
-                name = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except (OSError, ValueError):
-                continue
-            if parent in nodes and name.startswith("ray::") and title in name:
-                found[int(entry.name)] = nodes[parent]
+        for node in self.nodes:
+            for raylet in node.all_processes["raylet"]:
+                for process in psutil.Process(raylet.process.pid).children():
+                    with suppress(psutil.Error):  # it ended meanwhile
+                        name = " ".join(process.cmdline())
+                        if name.startswith("ray::") and title in name:
+                            found[process.pid] = node
         return found
 
     @property
@@ -150,16 +146,8 @@ class Site:
         self.drivers.clear()
 
 
-_QUIET: dict[str, Any] = {"include_dashboard": False}
-
-
 def _jobs(verb: str, *options: str) -> list[str]:
     return [sys.executable, "-m", "jobs", verb, *options]
-
-
-def _raylet(node: Any) -> int:
-    processes = node.all_processes.get("raylet", [])
-    return processes[0].process.pid if processes else -1
 
 
 @contextmanager
@@ -201,7 +189,7 @@ def open_site(folder: Path, kind: Kind) -> Iterator[Site]:
             initialize_head=True, head_node_args={"num_cpus": 0, "resources": {"dass_driver": 10}, **_QUIET}
         )
         stack.callback(cluster.shutdown)
-        site = Site(folder, store_url, cluster, variables, **parts)
+        site = Site(folder, store_url, cluster, **parts)
         stack.callback(site.end_drivers)
         for _ in range(NUM_NODES):
             site.add_node()
