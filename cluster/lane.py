@@ -105,15 +105,12 @@ class Lane:
         claim_schema(self._store)  # a lane may start long after its driver: a newer version may own the store by now
         self._database = RunDatabase(self._store)
         self._events = EventLog(self._store, name)
-        self._device = torch.device("cuda" if job.settings.gpus > 0 else "cpu")
+        self._device = job.settings.device
         reports = open_store(
             job.store_url, job.settings.report_s
         )  # soon gives up: the next report says the same and more
         self._reporter = LaneReporter(reports, name, job.queue, self._device, job.settings)
         self._logits = TeacherLogits()  # the cohorts of one task ask the teacher once
-        self._memory_format = (
-            torch.channels_last if job.settings.memory_format == "channels_last" else torch.contiguous_format
-        )
         self._pack: Pack | None = None
         self._step: int | None = None  # of the cohort under training
         self._sizings: dict[tuple[str, int, bool], Sizing] = {}
@@ -262,12 +259,10 @@ class Lane:
             states={run_id: states.pop(run_id) for run_id in list(states)},
             keep_weights=self._job.keep_weights or work.teacher is None,
             yield_every=self._job.settings.yield_every,
-            memory_format=self._memory_format,
+            memory_format=self._job.settings.layout,
             logits=self._logits,
         )
-        steps_per_epoch = len(work.data.train_epoch(runs[0].recipe, runs[0].seed, 0))
-        begin = cohort.position.epoch * steps_per_epoch + cohort.position.batch
-        self._reporter.begin(begin, min(runs[0].recipe.batch_size, work.data.num_images("train")))
+        self._reporter.begin(cohort.step, cohort.images_per_step)
         for progress in self._meter.train(cohort, work.task, memory):
             work.heartbeat.note_life()
             self._step = progress.step

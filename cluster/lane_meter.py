@@ -37,9 +37,7 @@ class LaneMeter:
         """What `cohort.train` yields; the time that it takes is counted as training, the time between as other."""
         for status in Status:
             metrics.RUNS_ENDED.start(task=task.name, status=str(status))
-        recipe, position = cohort.runs[0].recipe, cohort.position
-        batch_images = min(recipe.batch_size, len(task.train))
-        step = None
+        step = cohort.step
         progresses = cohort.train()
         while True:
             self.spent("other")
@@ -49,10 +47,8 @@ class LaneMeter:
                 self.spent("training")
             if progress is None:
                 return
-            if step is None:
-                step = position.epoch * (progress.num_steps // recipe.epochs) + position.batch
             students = len(cohort.runs) + len(progress.ended)
-            self._count(task.name, (progress.step - step) * students, batch_images)
+            self._count(task.name, (progress.step - step) * students, cohort.images_per_step)
             step = progress.step
             metrics.COHORT_STUDENTS.set(students, lane=self._lane)
             self._tell_memory(memory)

@@ -126,7 +126,7 @@ class LaneReporter:
             lane=lane,
             queue=queue,
             device=device_name(device),
-            devices=settings.gpus or settings.cpus,
+            devices=settings.num_devices,
             lease_s=settings.lease_s,
             report_s=settings.report_s,
             started_at=now.isoformat(timespec="seconds"),

@@ -124,14 +124,12 @@ class _Bench:
 
     def __init__(self, work: Work, data: ResidentBatches) -> None:
         self._work = work
-        self._device = torch.device("cuda" if work.settings.gpus > 0 else "cpu")
+        self._device = work.settings.device
         parts = {
             name: (images.to(self._device), labels.to(self._device)) for name, (images, labels) in data.parts.items()
         }
         self._data = replace(data, device=self._device, parts=parts)
-        self._format = (
-            torch.channels_last if work.settings.memory_format == "channels_last" else torch.contiguous_format
-        )
+        self._format = work.settings.layout
         self._run = replace(teacher_run(data.task, get_space(work.space)), recipe=_endless(work.teacher))
         network = build(self._run.student, data.task.num_classes, generator("probe"))
         self._teacher = Teacher(self._run.id, self._run.student, network.state_dict(), 0.0)

@@ -65,8 +65,7 @@ class ScoreJob:
         """Where this search writes; one with more or fewer candidates shares it."""
         endless = replace(self.search, candidates=1, max_macs=None, max_macs_ratio=None, max_params=None)
         space = [self.space, self.budget, self.resolution, self.num_classes]
-        device = "cuda" if self.lanes.gpus else "cpu"
-        key = content_id([VERSION, torch.__version__, self.scorer_id, *space, endless, device])
+        key = content_id([VERSION, torch.__version__, self.scorer_id, *space, endless, str(self.lanes.device)])
         return ScoreLedger(open_store(self.store_url), key)
 
     def strategy(self) -> Strategy:
@@ -190,10 +189,10 @@ class ChunkSearcher(Searcher):  # type: ignore[misc]  # Ray's classes have no st
 class _ChunkActor(tune.Trainable):  # type: ignore[misc]
     """A process that scores one chunk after another."""
 
-    def setup(self, config: dict[str, Any], scorer: list[Any], device: str) -> None:
+    def setup(self, config: dict[str, Any], scorer: list[Any], device: torch.device) -> None:
         """Take up the scorer; it comes as a reference in a list, so that a node's object store holds it once."""
         torch.set_num_threads(1)
-        self._scorer: Scorer = ray.get(scorer[0]).to(torch.device(device))
+        self._scorer: Scorer = ray.get(scorer[0]).to(device)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -214,7 +213,7 @@ def _drive(job: ScoreJob, scorer: list[Any]) -> str | None:
         rounds, lambda batch: ledger.put(batch.number, batch.students, batch.in_order), job.lanes.max_failures
     )
     resources = {"cpu": 1.0} | ({"gpu": job.lanes.gpus} if job.lanes.gpus else {})
-    trainable = tune.with_parameters(_ChunkActor, scorer=scorer, device="cuda" if job.lanes.gpus else "cpu")
+    trainable = tune.with_parameters(_ChunkActor, scorer=scorer, device=job.lanes.device)
     with tempfile.TemporaryDirectory(prefix="dass-score-", ignore_cleanup_errors=True) as storage:
         tuner = tune.Tuner(
             tune.with_resources(trainable, resources),

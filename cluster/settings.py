@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from dass.errors import ConfigError
 
 
@@ -70,3 +72,18 @@ class LaneConfig:
             raise ConfigError(
                 f"lanes.cache_dir must be an absolute path, got {self.cache_dir!r}; lanes on other machines work in other folders"
             )
+
+    @property
+    def device(self) -> torch.device:
+        """Where a lane trains."""
+        return torch.device("cuda" if self.gpus > 0 else "cpu")
+
+    @property
+    def num_devices(self) -> float:
+        """What a lane costs an hour's price of: GPUs where it holds any, else CPU cores."""
+        return self.gpus or self.cpus
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """`memory_format` as torch names it."""
+        return torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format

@@ -148,7 +148,7 @@ class _TrialActor(tune.Trainable):  # type: ignore[misc]
         """Take up the first trial; `tasks` is a reference in a list, so that the object store holds them once."""
         torch.set_num_threads(THREADS)
         self._job, self._planned = job, job.by_name
-        self._tasks = ray.get(tasks[0]).to(torch.device("cuda" if job.lanes.gpus > 0 else "cpu"))
+        self._tasks = ray.get(tasks[0]).to(job.lanes.device)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

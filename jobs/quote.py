@@ -72,7 +72,7 @@ def _source(job: Job, left: Sequence[Run], tasks: Mapping[str, Task], known: Ite
     """Records of the recipe on the device at hand if there are enough, else a measurement, else records of any device."""
     lanes, outlines = job.config.lanes, list(known)
     is_here = lanes.gpus == 0 or torch.cuda.is_available()
-    here = device_name(torch.device("cuda" if lanes.gpus else "cpu")) if is_here else ""
+    here = device_name(lanes.device) if is_here else ""
     devices = Counter(outline.device for outline in outlines if outline.is_measured)
     for device in [here] if is_here else [name for name, _ in devices.most_common()]:
         mine = [outline for outline in outlines if outline.device == device]
@@ -97,8 +97,7 @@ def _source(job: Job, left: Sequence[Run], tasks: Mapping[str, Task], known: Ite
 
 
 def _hours(job: Job, seconds: Range) -> dict[str, float]:
-    devices = job.config.lanes.gpus or job.config.lanes.cpus
-    return {name: value * devices / 3600 for name, value in asdict(seconds).items()}
+    return {name: value * job.config.lanes.num_devices / 3600 for name, value in asdict(seconds).items()}
 
 
 def _pool(job: Job, pool: Pool, device: str) -> dict[str, Any]:

@@ -107,6 +107,7 @@ class Cohort:
             None if network is None or self._recipe.loss == "ce" else _laid_out(network, memory_format)
         )
         self._logits = TeacherLogits(max_bytes=0) if logits is None else logits
+        self._steps_per_epoch = len(data.train_epoch(self._recipe, self._seed, 0))
         self._members = [Member(run, self._initial_network(run, teacher), keep_weights=keep_weights) for run in runs]
         self._position = self._resume(states or {})
         self._clock = math.nan  # set when training begins
@@ -131,6 +132,16 @@ class Cohort:
         """Where the runs stand."""
         return self._position
 
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self._position.epoch * self._steps_per_epoch + self._position.batch
+
+    @property
+    def images_per_step(self) -> int:
+        """Images that each student sees in an optimiser step."""
+        return min(self._recipe.batch_size, self._data.num_images("train"))
+
     def state(self, run_id: str) -> bytes:
         """The state of one run at the last yield; resuming from it continues bit-exactly on CPU."""
         return self._member(run_id).save(self._position)
@@ -142,7 +153,7 @@ class Cohort:
     def train(self) -> Iterator[Progress]:
         """Train to the end; yields every `yield_every` steps, after each evaluation, and when a run ends."""
         self._clock = time.perf_counter()
-        steps_per_epoch = len(self._data.train_epoch(self._recipe, self._seed, 0))
+        steps_per_epoch = self._steps_per_epoch
         num_steps = self._recipe.epochs * steps_per_epoch
         if self._position == Position():
             for member, (_, accuracy) in zip(self._members, self._evaluate("valid"), strict=True):

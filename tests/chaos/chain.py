@@ -203,10 +203,14 @@ class ChainCohort:
 
     @property
     def position(self) -> Position:
-        return position_of(self._step)
+        return position_of(self.step)
 
     @property
-    def _step(self) -> int:
+    def images_per_step(self) -> int:
+        return 1
+
+    @property
+    def step(self) -> int:
         return next(iter(self._members.values())).step
 
     def state(self, run_id: str) -> bytes:
@@ -228,7 +232,7 @@ class ChainCohort:
             for run_id, state in self._members.items():
                 training.meet_trouble(state)
                 self._members[run_id] = state.after()
-            step = self._step
+            step = self.step
             ended += self._ended(step, num_steps)
             if not self._members or step % self._yield_every == 0 or step % NUM_BATCHES == 0:
                 training.world.sleep(waiting_s)

@@ -62,15 +62,14 @@ class WatchedCohort(Cohort):
         return state
 
     def _note(self, what: str, runs: Sequence[Run], ended: Sequence[Run] = ()) -> None:
-        steps_per_epoch = len(self._data.train_epoch(self._recipe, self._seed, 0))
         line = {
             "what": what,
             "time": time.time(),
             "pid": os.getpid(),
             "runs": [run.id for run in runs],
             "ended": [run.id for run in ended],
-            "step": self.position.epoch * steps_per_epoch + self.position.batch,
-            "steps_per_epoch": steps_per_epoch,
+            "step": self.step,
+            "steps_per_epoch": self._steps_per_epoch,
         }
         with Path(os.environ[FOLDER], f"trace-{os.getpid()}.jsonl").open("a") as trace:
             trace.write(json.dumps(line) + "\n")

@@ -151,6 +151,9 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64  # connections of many threads at once
     daemon_threads = True
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Silent: a client that was killed has hung up."""
+
 
 class _Handler(BaseHTTPRequestHandler):
     proxy: FaultyServer
