@@ -30,7 +30,7 @@ from tests.chaos.verdict import left_behind, look, undisturbed
 RESULTS = Path(__file__).with_name("results.json")
 EPOCHS = 20
 SECONDS_PER_STRIKE = 15.0  # a collection is made long enough for so much each
-RUNS_PER_SECOND = 0.3  # of two paced lanes
+RUNS_PER_SECOND = 0.15  # of two paced lanes
 MOST_RUNS = 120
 RECOVERY_S = 240.0
 START_S = 120.0
@@ -236,7 +236,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def main(arguments: Sequence[str]) -> None:
     """Strike what the options ask for, append to the results, and print the table; exit code 1 unless all recovered."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos inject", description=__doc__)
-    parser.add_argument("--faults", nargs="+", choices=list(FAULTS), metavar="NAME", help="default: all")
+    parser.add_argument("--faults", nargs="+", type=_wanted, metavar="NAME[=TIMES]", help=f"among: {', '.join(FAULTS)}")
     parser.add_argument("--times", type=int, help="strikes of each; default: as many as a release needs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS, help="file to append to")
@@ -245,7 +245,8 @@ def main(arguments: Sequence[str]) -> None:
     before: list[dict[str, Any]] = json.loads(options.results.read_text()) if options.results.exists() else []
     rows, broken = before, False
     if not options.table:
-        wanted = {name: options.times or FAULTS[name].at_least for name in options.faults or FAULTS}
+        faults = options.faults or [(name, None) for name in FAULTS]
+        wanted = {name: times or options.times or FAULTS[name].at_least for name, times in faults}
         with tempfile.TemporaryDirectory(prefix="dass-chaos-", ignore_cleanup_errors=True) as folder:
             for tallies in inject(wanted, options.seed, Path(folder)):
                 rows = before + [tally.document(options.seed) for tally in tallies]
@@ -253,6 +254,14 @@ def main(arguments: Sequence[str]) -> None:
                 broken = not all(tally.is_clean for tally in tallies)
     print("\n".join(table(rows)))
     sys.exit(1 if broken else 0)
+
+
+def _wanted(text: str) -> tuple[str, int | None]:
+    """An item of --faults."""
+    name, _, times = text.partition("=")
+    if name not in FAULTS:
+        raise argparse.ArgumentTypeError(f"a fault must be among {', '.join(FAULTS)}, got {name!r}; choose one")
+    return name, int(times) if times else None
 
 
 def _say(text: str) -> None:

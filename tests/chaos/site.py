@@ -26,12 +26,11 @@ from tests.cluster.s3_server import environment, make_bucket, running_server
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_NODES, NUM_LANES = 3, 2  # one node is to spare
-CHECKPOINT_S, LEASE_S, PACE_S = 2.0, 5.0, 0.25
+CHECKPOINT_S, LEASE_S, PACE_S = 2.0, 5.0, 0.5
 ACTORS = ("QueueActor", "TrainController", "RayTrainWorker", "_drive_lane")  # names of processes that do our work
 Kind = Literal["s3", "ceph", "folder"]
 
 _DISK_MB = 64
-_QUIET: dict[str, Any] = {"include_dashboard": False}
 _QUICK = {  # a lost machine is noticed sooner than by default, so that more of them can be lost in an hour
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
@@ -131,7 +130,7 @@ class Site:
 
     def add_node(self) -> None:
         """One more machine with a CPU for a lane."""
-        self.cluster.add_node(num_cpus=1, **_QUIET)
+        self.cluster.add_node(num_cpus=1)
 
     def remove_node(self, node: Any) -> None:
         """All of its processes are killed at once."""
@@ -186,7 +185,8 @@ def open_site(folder: Path, kind: Kind) -> Iterator[Site]:
             variables |= {name: known[name] for name in known if "KEY" not in name} | credentials.environment
         stack.enter_context(_environment(variables))
         cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "resources": {"dass_driver": 10}, **_QUIET}
+            initialize_head=True,  # with its API, as on every real cluster: what Ray Train cleans up by needs it
+            head_node_args={"num_cpus": 0, "resources": {"dass_driver": 10}, "include_dashboard": True},
         )
         stack.callback(cluster.shutdown)
         site = Site(folder, store_url, cluster, **parts)

@@ -56,7 +56,7 @@ class Trace:
         for line in sorted(lines, key=lambda line: line["time"]):
             self._take(line)
 
-    def training(self, within_s: float = 1.5) -> dict[int, Lane]:
+    def training(self, within_s: float = 3.0) -> dict[int, Lane]:
         """The lanes, by process, that have told of runs under way so lately."""
         now = time.time()
         return {pid: lane for pid, lane in self.lanes.items() if lane.runs and now - lane.told < within_s}
