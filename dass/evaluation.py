@@ -23,7 +23,7 @@ MIN_BAND = 4  # students of a band whose order says something
 FEW_BANDS, MANY_BANDS, MANY_STUDENTS = 3, 5, 50
 MIN_STUDENTS = 6  # regret@5 of five students is always 0
 METRICS = ("spearman", "spearman_in_bands", "kendall", "regret_1", "regret_5", "seconds_per_candidate", "adapt_s")
-_DRAWS, _RESAMPLES = 50, 500
+_DRAWS, _RESAMPLES = 30, 500
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ LOOKS = {
 }
 ROW, NAMES = 20, 150  # pixels of a method's row, and of the column with its name
 
+LIMIT = 1.1  # an interval by Student's t may reach beyond what a correlation can be
+
 
 def by_method(benchmark: Benchmark, index: int, size: Size) -> str:
     """Spearman of every method on one target with its interval, the best method of all targets on top."""
@@ -33,6 +35,8 @@ def by_method(benchmark: Benchmark, index: int, size: Size) -> str:
             axes.axvline(most, color=MUTED, linewidth=1, dashes=(2, 3), label="label-noise ceiling")
         for row, (summary, value) in enumerate(rows):
             _draw_interval(axes, summary, value, row)
+        low, high = axes.get_xlim()
+        axes.set_xlim(max(low, -LIMIT), min(high, LIMIT))
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_yticks(range(len(rows)), [summary.name for summary, _ in rows])
         axes.xaxis.set_major_locator(MaxNLocator(6 if size == "wide" else 3))
@@ -67,6 +71,8 @@ def speed(benchmark: Benchmark, size: Size) -> str:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: brief(seconds)))
         axes.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
         axes.margins(0.1)
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -LIMIT), min(high, LIMIT))
         name_axes(axes, "time per candidate, logarithmic", "mean Spearman")
         add_legend(figure, axes, columns=4 if size == "wide" else 2)
 
