@@ -114,9 +114,9 @@ class Evaluation:
             else:
                 scored = self._timed(method, seed, target, self._adapted(method, learned, target))
             put_document(self.job.store, "evaluation", self._key(method, seed, target), vars(scored))
+            if learned is not None and target is targets[-1]:
+                remove_checkpoints(self.job.store, self._training_key(method, seed))
             yield scored
-        if learned is not None:
-            remove_checkpoints(self.job.store, self._training_key(method, seed))
 
     def _timed(self, method: Method, seed: int, target: Target, build_scorer: Callable[[], Scorer]) -> Scored:
         """Build the scorer, then score, both on one thread and without others."""

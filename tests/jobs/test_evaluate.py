@@ -49,7 +49,7 @@ def collected(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = shutil.copytree(done, tmp_path_factory.mktemp("collected") / "store")
     job = open_smoke(store)
     train(job, Plan("collect", tuple(target_runs(job, 12))))
-    train(job, Plan("repeats", tuple(replace(run, seed=9) for run in target_runs(job, 5))))
+    train(job, Plan("repeats", tuple(replace(run, seed=9) for run in target_runs(job, 12)[:5])))
     return store
 
 
@@ -74,6 +74,12 @@ def target_runs(job: Job, num: int, *, seed: int = 0) -> list[Run]:
     students = job.space.sample(num, generator("evaluate test"))
     teacher = teachers.run_of(job, task).id
     return [Run(task.id, teacher, student, job.config.student, seed) for student in students]
+
+
+def add_copy(job: Job, **changes: Any) -> None:
+    """A record that is like that of the target's first student, but of another run."""
+    record = next(iter(job.records([target_runs(job, 12)[0].id]).values()))
+    job.database.add(replace(record, run=replace(record.run, **changes)))
 
 
 def results(store: Path) -> dict[str, bytes]:
@@ -252,7 +258,7 @@ class TestGoingOn:
     ) -> None:
         store = shutil.copytree(evaluated[0], tmp_path / "more")
         job = open_smoke(store)
-        train(job, Plan("more", tuple(target_runs(job, 14)[-1:])))
+        add_copy(job, student=job.space.largest)
         before = tree(store)
         answer = call(*SOME, "--store", store)
         assert answer.code == 2
@@ -317,17 +323,9 @@ class TestBadInput:
 
     def test_students_of_two_teachers_are_refused(self, place: Path) -> None:
         job = open_smoke(place)
-        task = job.tasks().target
-        assert task is not None
-        runs = target_runs(job, 6)
-        others = []
-        for seed in (1, 2):
-            teacher = replace(teachers.run_of(job, task), seed=seed)
-            others += [teacher, *(replace(run, teacher=teacher.id) for run in runs[:1])]
-        train(job, Plan("teachers", tuple(run for run in others if run.teacher is None)))
-        train(job, Plan("others", tuple(others)))
-        changed = with_settings(job.config, ["teacher.epochs=2"])  # neither is this recipe's teacher
-        with pytest.raises(DataError, match="the students of a target must come from one teacher, got 3"):
+        add_copy(job, teacher="f" * 32)
+        changed = with_settings(job.config, ["teacher.epochs=2"])  # none is this recipe's teacher
+        with pytest.raises(DataError, match="the students of a target must come from one teacher, got 2"):
             find_targets(replace(job, config=changed), (), ())
 
 
