@@ -66,7 +66,8 @@ def find_targets(job: Job, sources: Sequence[str], meta_ids: Iterable[str]) -> l
     for record in job.database.scan():
         if record.run.task in wanted and record.run.teacher is not None and record.run.recipe == job.config.student:
             by_task[record.run.task].append(record)
-    return [_target(job, task, by_task[task.id], sorted(meta_ids)) for task in tasks]
+    meta = sorted(meta_ids)
+    return [_target(job, task, by_task[task.id], meta) for task in tasks]
 
 
 def freeze(job: Job, targets: Sequence[Target], *, is_anew: bool) -> None:

@@ -329,6 +329,29 @@ class TestBadInput:
             find_targets(replace(job, config=changed), (), ())
 
 
+def test_a_recipe_may_name_more_targets_and_data_replaces_them_all(place: Path) -> None:
+    """The second target's students are those of the first, made over to other images, with accuracies turned round."""
+    job, first = ranked_students(place)
+    whole = job.whole_source("digits")
+    for record in first.ranked:
+        result = replace(record.result, best_accuracy_pct=100 - record.result.best_accuracy_pct)
+        job.database.add(replace(record, run=replace(record.run, task=whole.id), result=result))
+    some = (*SMOKE, "--methods", "macs,depth,random", "--seeds", "2", "--store", place, "--json")
+    answer = call(*some, "--set", 'evaluate.targets=["digits"]')
+    assert answer.code == 0, answer.err
+    both = json.loads(answer.out)
+    for name in ("macs", "depth"):
+        found = both["methods"][name]["spearman"]
+        assert found["digits"]["mean"] == pytest.approx(-found["target"]["mean"])
+        assert both["overall"][name]["spearman"]["mean"] == pytest.approx(0, abs=1e-9)
+    assert both["records"]["digits"]["hash"] != both["records"]["target"]["hash"]
+    answer = call(*some, "--data", "digits")
+    assert answer.code == 0, answer.err
+    alone = json.loads(answer.out)
+    assert set(alone["records"]) == {"digits"}
+    assert alone["methods"]["random"]["spearman"]["digits"] == both["methods"]["random"]["spearman"]["digits"]
+
+
 def test_sizes_of_students_are_what_their_scorers_say(evaluated: tuple[Path, dict[str, Any]], place: Path) -> None:
     """The trivial group, from the command line to the stored scores."""
     assert call(*SMOKE, "--methods", "params", "--store", place).code == 0
