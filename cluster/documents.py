@@ -1,4 +1,4 @@
-"""Small facts as JSON that other jobs need and that are no records: tasks, plans, what a search found.
+"""Small facts as JSON that other jobs need and that are no records: tasks, plans, what a search found, scores.
 
 A document under documents/<kind>/<id>.json is written once and never changes. The one thing that moves is a pointer
 under documents/latest/<name>.json, such as the predictor that a search takes when none is named.
@@ -16,7 +16,7 @@ from cluster.typed import read_value
 from dass.errors import StoreError
 from dass.records import Task
 
-Kind = Literal["task", "plan"]
+Kind = Literal["task", "plan", "evaluation"]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _FOLDER = "documents"

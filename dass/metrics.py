@@ -23,6 +23,17 @@ def spearman(left: ArrayLike, right: ArrayLike) -> float:
     return float(stats.spearmanr(left, right).statistic) if _is_rankable(left, right) else float("nan")
 
 
+def spearman_of_rows(left: Values, right: Values) -> Values:
+    """(r,) Spearman of each row of `left` with that row of `right`, both (r, n) and finite; NaN where one is constant."""
+    ranks = [stats.rankdata(side, axis=1) for side in (left, right)]
+    first, second = (side - side.mean(axis=1, keepdims=True) for side in ranks)
+    scale = np.sqrt(np.square(first).sum(axis=1) * np.square(second).sum(axis=1))
+    products: Values = (first * second).sum(axis=1)
+    found = np.full(len(left), np.nan)
+    np.divide(products, scale, out=found, where=scale > 0)
+    return found
+
+
 def kendall(left: ArrayLike, right: ArrayLike) -> float:
     """Kendall's tau-b, which corrects for ties; NaN and errors as in `spearman`."""
     left, right = _paired(left, right)
@@ -40,6 +51,21 @@ def regret_at_k(predicted: ArrayLike, actual: ArrayLike, k: int) -> float:
     """
     predicted, actual = _paired(predicted, actual)
     return float(actual.max() - actual[_top(predicted, k)].max())
+
+
+def half_width(values: ArrayLike, confidence: float = 0.95) -> float:
+    """How far Student's t interval for the mean of independent normal `values` reaches to either side of their mean.
+
+    Raises:
+        ValueError: there are fewer than 2 values, or they are no vector.
+    """
+    known = np.asarray(values, dtype=np.float64)
+    if known.ndim != 1 or known.size < 2:
+        raise ValueError(
+            f"an interval needs a vector of at least 2 values, got shape {known.shape}; repeat with more seeds"
+        )
+    quantile = stats.t.ppf((1 + confidence) / 2, known.size - 1)
+    return float(quantile * known.std(ddof=1) / np.sqrt(known.size))
 
 
 def top_k_accuracy(predicted: ArrayLike, actual: ArrayLike, k: int) -> float:

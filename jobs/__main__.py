@@ -50,6 +50,33 @@ TeacherOption = Annotated[
 WorkersOption = Annotated[
     int, typer.Option("--workers", metavar="N", help="Score in N processes with Ray Tune; 0: in this one (seconds).")
 ]
+TargetsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data", metavar="SPEC", help="All images of a source as a target, instead of the recipe's; may be repeated."
+    ),
+]
+MethodsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--methods", metavar="NAME", help="Compare these alone: NAME,NAME, or repeated. An unknown one lists all."
+    ),
+]
+SeedsOption = Annotated[
+    int,
+    typer.Option("--seeds", metavar="N", help="Repeats of every method that draws anything; intervals are over them."),
+]
+RecordsOption = Annotated[
+    str,
+    typer.Option("--records", metavar="store|shipped", help="The store's records, or those that the package ships."),
+]
+PageOption = Annotated[
+    Path | None,
+    typer.Option("--output", metavar="FILE.html", help="Also write the comparison as a page with pictures."),
+]
+AnewOption = Annotated[
+    bool, typer.Option("--anew", help="Begin again on the records of today, where the store's evaluation had others.")
+]
 OutputOption = Annotated[
     Path | None, typer.Option("--output", metavar="FILE", help="Also write the recommended student here (safetensors).")
 ]
@@ -149,6 +176,21 @@ def learning_curve(
 
     job = Job.open(configured(recipe, settings, source), store, Console(is_json=is_json), dry_run=True, is_reader=True)
     job.console.document(verb.run(job))
+
+
+@app.command()
+def evaluate(
+    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    targets: TargetsOption = None, methods: MethodsOption = None, seeds: SeedsOption = 3, records: RecordsOption = "store",
+    output: PageOption = None, anew: AnewOption = False, dry_run: DryRunOption = False, is_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """How well every method ranks the distilled students of the targets, all on the same records."""
+    from jobs import evaluate as verb
+
+    place = verb.records_place(records, store)
+    job = open_job(recipe, settings, place, None, dry_run=dry_run, is_json=is_json)
+    names = verb.split_names(methods or ())
+    job.console.document(verb.run(job, names=names, seeds=seeds, sources=targets or (), output=output, is_anew=anew))
 
 
 @app.command()

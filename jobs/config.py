@@ -15,8 +15,11 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from cluster.settings import LaneConfig
+from dass.baselines.meta_d2a import MetaD2AConfig
+from dass.baselines.tans import TansConfig
 from dass.data.tasks import DataConfig
 from dass.errors import ConfigError
+from dass.evaluation import EvaluateConfig
 from dass.kd.teacher import TEACHER_RECIPE
 from dass.meta.train import MetaConfig
 from dass.meta.tuning import TuneConfig
@@ -95,7 +98,10 @@ class Config:
     lanes: LaneConfig = field(default_factory=LaneConfig)
     collect: CollectConfig = field(default_factory=CollectConfig)
     meta: MetaConfig = field(default_factory=MetaConfig)
+    meta_d2a: MetaD2AConfig = field(default_factory=MetaD2AConfig)
+    tans: TansConfig = field(default_factory=TansConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     distil: DistilConfig = field(default_factory=DistilConfig)
     prices: PriceConfig = field(default_factory=PriceConfig)

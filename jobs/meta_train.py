@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from cluster.checkpoints import Token, get_checkpoint, put_checkpoint, remove_checkpoints
 from cluster.documents import get_latest, put_latest
 from cluster.teachers import load_teacher
@@ -13,7 +15,7 @@ from dass.embed import Embedder, draw_noise, noise_sha
 from dass.errors import DataError, ObjectNotFoundError
 from dass.meta.episodes import MetaTask
 from dass.meta.features import featurise
-from dass.meta.train import STATE_VERSION, MetaConfig, MetaPredictor, MetaProgress, MetaTraining
+from dass.meta.train import STATE_VERSION, MetaConfig, MetaProgress, MetaTraining
 from dass.predictor import PredictorSpec
 from dass.records import Record, Task, content_id
 from jobs import collect, teachers
@@ -72,7 +74,7 @@ def run(job: Job) -> dict[str, Any]:
         )
     train, valid = features(job, found)
     training = MetaTraining(spec_of(job, found.tasks.meta[0].resolution), job.config.meta, train, valid)
-    curve = _train(job, training, key)
+    curve = learn(job, training, key, job.config.meta.episodes)
     sha = put_blob(job.store, training.best().save())
     best = max((point.valid_spearman for point in curve if point.valid_spearman is not None), default=None)
     value = {
@@ -121,12 +123,14 @@ def current(job: Job) -> dict[str, Any]:
         return {}
 
 
-def features(job: Job, found: Learnable) -> tuple[tuple[MetaTask, ...], tuple[MetaTask, ...]]:
-    """The meta-training and the meta-validation tasks as the predictor sees them."""
+def features(
+    job: Job, found: Learnable, device: torch.device | str = "cpu"
+) -> tuple[tuple[MetaTask, ...], tuple[MetaTask, ...]]:
+    """The meta-training and the meta-validation tasks as the predictor sees them, on `device`."""
     made: dict[str, MetaTask] = {}
     with job.console.phase("student maps") as bar:
         for task in found.tasks.meta:
-            made[task.id] = features_of(job, task, [r for r in found.records if r.run.task == task.id])
+            made[task.id] = features_of(job, task, [r for r in found.records if r.run.task == task.id], device)
             bar.update(len(made), len(found.tasks.meta))
     return tuple(made[task.id] for task in found.tasks.train), tuple(made[task.id] for task in found.tasks.valid)
 
@@ -147,23 +151,24 @@ def spec_of(job: Job, resolution: int) -> PredictorSpec:
     )
 
 
-def features_of(job: Job, task: Task, records: Sequence[Record]) -> MetaTask:
+def features_of(job: Job, task: Task, records: Sequence[Record], device: torch.device | str = "cpu") -> MetaTask:
     """The maps, encodings and accuracies of a task's records."""
     teacher = load_teacher(job.database, teachers.run_of(job, task).id, task.id)
-    embedder = Embedder(teacher.state, teacher.student, draw_noise(task.resolution))
+    embedder = Embedder(teacher.state, teacher.student, draw_noise(task.resolution).to(device))
     return featurise(task.name, job.space, teacher, records, embedder)
 
 
-def _train(job: Job, training: MetaTraining[MetaPredictor], key: str) -> list[MetaProgress]:
-    """Train to the end from the last checkpoint, if there is one; the whole curve."""
+def learn(
+    job: Job, training: MetaTraining[Any], key: str, episodes: int, phase: str = "meta-train"
+) -> list[MetaProgress]:
+    """Train to the end from the checkpoint under `key`, if there is one, and keep it there; the whole curve."""
     try:
         training.restore(get_checkpoint(job.store, key, STATE))
     except ObjectNotFoundError:
-        job.console.say("meta-training starts afresh")
-    with job.console.phase("meta-train") as bar:
+        job.console.say(f"{phase} starts afresh")
+    with job.console.phase(phase) as bar:
         for progress in training:
             put_checkpoint(job.store, key, STATE, training.state_bytes())
             spearman = progress.valid_spearman
-            detail = "" if spearman is None else f"Spearman {spearman:.2f}"
-            bar.update(progress.episode, job.config.meta.episodes, detail)
+            bar.update(progress.episode, episodes, "" if spearman is None else f"Spearman {spearman:.2f}")
     return list(training.history)

@@ -163,6 +163,9 @@ BASELINES: Mapping[str, Callable[[BaselineContext], Scorer]] = MappingProxyType(
 )
 """How to build each baseline. `+kd`: under the loss of distillation; `+remap`: on remapped weights."""
 
+UNSEEDED = frozenset({"params", "macs", "depth", "synflow+remap", "remap_accuracy"})
+"""Those that draw neither weights nor images, so that every seed gives the same scores."""
+
 
 def build_baseline(name: str, context: BaselineContext) -> Scorer:
     """The baseline of this name, ready to score students of the task.

@@ -20,24 +20,30 @@ FILTERS = ("percent", "spread", "signed", "correlation", "count", "times", "dura
 
 def render(page: PageData) -> str:
     """The whole page as HTML text, ready to be written as UTF-8."""
-    environment = Environment(
-        loader=FunctionLoader(_part), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = make_environment(FILTERS)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    environment.filters |= {name: getattr(wording, name) for name in FILTERS}
-    known, script = facts(page), _part("page.js")
+    known, script = facts(page), part("page.js")
     text = environment.get_template("page.html").render(
         facts=known,
         pictures=_pictures(page),
         axes=_axes(known),
-        style=Markup(_part("page.css")),  # noqa: S704 - it is our own file
+        style=Markup(part("page.css")),  # noqa: S704 - it is our own file
         script=Markup(script),  # noqa: S704 - it is our own file
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     return text.encode("utf-8", "replace").decode("utf-8")  # class names may come from undecodable file names
 
 
-def _part(name: str) -> str:
+def make_environment(filters: Sequence[str]) -> Environment:
+    """Templates from this package's files, text escaped, with these functions of `wording` as filters."""
+    environment = Environment(
+        loader=FunctionLoader(part), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {name: getattr(wording, name) for name in filters}
+    return environment
+
+
+def part(name: str) -> str:
     """One of the files that the page is put together from."""
     return files("dass.report").joinpath(name).read_text(encoding="utf-8")
 

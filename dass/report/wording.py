@@ -1,5 +1,6 @@
 """Numbers and findings in words: formats, the verdict, and what is still missing."""
 
+from dass.evaluation import BenchmarkTarget, Interval
 from dass.report.findings import (
     Comparison,
     Estimate,
@@ -14,6 +15,7 @@ from dass.report.findings import (
 from dass.report.model import Final, PageData
 
 NOTHING = "–"
+TIMES = "Times are wall clock on one thread, with images and weights already in memory."
 
 
 def percent(value: float | None) -> str:
@@ -73,6 +75,37 @@ def duration(seconds: float) -> str:
             left = whole % size // rest
             return f"{whole // size} {unit}" + (f" {left} {small}" if left else "")
     return f"{whole} s"
+
+
+def brief(seconds: float | None) -> str:
+    """Two significant digits with a unit: `12 µs`, `4.2 ms`, `0.31 s`, `95 s`; a dash for None."""
+    if seconds is None:
+        return NOTHING
+    size, unit = next(((s, u) for s, u in ((0.1, "s"), (1e-4, "ms")) if seconds >= s), (0.0, "µs"))
+    scaled = seconds * {"s": 1, "ms": 1e3, "µs": 1e6}[unit]
+    return f"{scaled:.0f} {unit}" if scaled >= 9.95 else f"{scaled:.2g} {unit}" if size else f"{scaled:.1f} {unit}"
+
+
+def ranged(value: Interval) -> str:
+    """A correlation with its interval, `0.83 (0.79 to 0.87)`, or without where there is none."""
+    mean = correlation(value.mean)
+    if value.low is None or value.high is None:
+        return mean
+    return f"{mean} ({correlation(value.low)} to {correlation(value.high)})"
+
+
+def allowed(target: BenchmarkTarget) -> str:
+    """What was ranked on a target, and what the noise of the labels allows."""
+    text = f"{target.name}: {target.students} students"
+    if target.diverged:
+        text += f", {target.diverged} more diverged"
+    if target.ceiling is None:
+        return f"{text}; too few of them ran under several seeds for a label-noise ceiling"
+    noise = target.ceiling
+    return (
+        f"{text}; label-noise ceiling {ranged(noise.of_perfect)}, between two runs {ranged(noise.between_runs)}, "
+        f"from {noise.runs} runs of {noise.students} students"
+    )
 
 
 def verdict(page: PageData) -> str:

@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 from cluster.settings import LaneConfig
+from dass.baselines.meta_d2a import MetaD2AConfig
+from dass.baselines.tans import TansConfig
 from dass.data.tasks import DataConfig
 from dass.meta.train import MetaConfig
 from dass.records import Recipe
@@ -69,6 +71,8 @@ def smoke() -> Config:
         lanes=LaneConfig(num=1, cpus=1.0, threads=1, cohort_size=4, yield_every=5, checkpoint_s=1.0, lease_s=60.0),
         collect=CollectConfig(students_per_task=3, target_students=2),
         meta=MetaConfig(episodes=4, queries=3, eval_every=2),
+        meta_d2a=MetaD2AConfig(episodes=4, eval_every=2, images_per_class=3),
+        tans=TansConfig(episodes=4, eval_every=2),
         search=SearchConfig(candidates=50, max_macs_ratio=0.5),
         distil=DistilConfig(seeds=(1,)),
     )

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from dass.baselines import BASELINES, FAILED, BaselineContext, build_baseline, failures
+from dass.baselines import BASELINES, FAILED, UNSEEDED, BaselineContext, build_baseline, failures
 from dass.baselines.minibatch import Minibatch, draw_minibatch
 from dass.baselines.proxies import PROXIES, snip
 from dass.baselines.scorers import InitialNetworks, NetworkScorer, ProxyValue, to_scores
@@ -40,14 +40,7 @@ TEACHER = make_teacher()
 CONTEXT = BaselineContext(DATA, SPACE, TEACHER, RECIPE, num_images=16, short_epochs=1)
 STUDENTS = SPACE.sample(4, torch.Generator().manual_seed(5))
 
-SEEDLESS = {
-    "params",
-    "macs",
-    "depth",
-    "synflow+remap",
-    "remap_accuracy",
-    "short_kd",
-}  # the last one mostly: hits are counts
+SEEDLESS = UNSEEDED | {"short_kd"}  # the last one mostly: hits are counts
 
 
 def score(name: str, context: BaselineContext = CONTEXT, students: list[Student] = STUDENTS) -> list[float]:

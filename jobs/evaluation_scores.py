@@ -1,0 +1,239 @@
+"""The scores of an evaluation, one document per method, seed and target, kept as they come: a killed evaluation resumes.
+
+A result's key is the hash of all that decides it: the records' hash, the method and its settings, the seed, the space,
+the recipe, the kind of device and the version of the code.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from cluster.checkpoints import remove_checkpoints
+from cluster.documents import get_document, put_document
+from cluster.runtime import code_version, device_name
+from cluster.schema import build, damaged
+from cluster.teachers import load_teacher
+from dass.baselines import BaselineContext, build_baseline
+from dass.baselines.catalog import LearnedConfig, Method, begin_training, with_seed
+from dass.data.batches import ResidentBatches
+from dass.data.image_features import ImageEncoder, image_features, teacher_encoder
+from dass.errors import ObjectNotFoundError
+from dass.meta.episodes import ImageFeatures, MetaTask
+from dass.meta.method import MetaMethod
+from dass.records import Task, content_id
+from dass.search.select import Scorer, make_scorer
+from dass.threads import one_thread
+from jobs import meta_train, teachers
+from jobs.evaluation_records import Target
+from jobs.job import Job
+
+Place = tuple[str, int, str]  # method, seed, target
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One method's scores of one target's students, in the order of `Target.ranked`, and what they took on one thread."""
+
+    method: str
+    seed: int
+    target: str
+    records: str
+    scores: tuple[float, ...]
+    seconds_per_candidate: float
+    adapt_s: float
+
+    @property
+    def place(self) -> Place:
+        """What it is the result of."""
+        return (self.method, self.seed, self.target)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is to be scored, by whom."""
+
+    job: Job
+    methods: Sequence[Method]
+    seeds: int
+    targets: Sequence[Target]
+    found: meta_train.Learnable
+
+    def seeds_of(self, method: Method) -> range:
+        """One seed is enough for a method that draws nothing."""
+        return range(self.seeds if method.is_seeded else 1)
+
+    @property
+    def wanted(self) -> list[tuple[Method, int, Target]]:
+        """Every result that the comparison needs."""
+        return [
+            (method, seed, target)
+            for method in self.methods
+            for seed in self.seeds_of(method)
+            for target in self.targets
+        ]
+
+    def known(self) -> dict[Place, Scored]:
+        """The results that the store has, by method, seed and target.
+
+        Raises:
+            StoreError: one is damaged, or is of other records than its key says.
+        """
+        found = {
+            (method.name, seed, target.task.name): self._known(method, seed, target)
+            for method, seed, target in self.wanted
+        }
+        return {place: scored for place, scored in found.items() if scored is not None}
+
+    def measure(self, known: Mapping[Place, Scored]) -> Iterator[Scored]:
+        """Score what is not known and keep each result before it is yielded; may be left off between two of them."""
+        for method in self.methods:
+            for seed in self.seeds_of(method):
+                targets = [target for target in self.targets if (method.name, seed, target.task.name) not in known]
+                if targets:
+                    yield from self._score(method, seed, targets)
+
+    def _known(self, method: Method, seed: int, target: Target) -> Scored | None:
+        key = self._key(method, seed, target)
+        try:
+            scored = build(Scored, get_document(self.job.store, "evaluation", key), key)
+        except ObjectNotFoundError:
+            return None
+        if scored.records != target.set_id or len(scored.scores) != len(target.ranked):
+            raise damaged(key, f"scores of the records {scored.records:.80} instead of {target.set_id}")
+        return scored
+
+    def _score(self, method: Method, seed: int, targets: Sequence[Target]) -> Iterator[Scored]:
+        learned = None if method.learned is None else self._trained(method, method.learned, seed)
+        for target in targets:
+            if learned is None:
+                scored = self._timed(method, seed, target, self._baseline(method, seed, target))
+            else:
+                scored = self._timed(method, seed, target, self._adapted(method, learned, target))
+            put_document(self.job.store, "evaluation", self._key(method, seed, target), vars(scored))
+            if learned is not None and target is targets[-1]:
+                remove_checkpoints(self.job.store, self._training_key(method, seed))
+            yield scored
+
+    def _timed(self, method: Method, seed: int, target: Target, build_scorer: Callable[[], Scorer]) -> Scored:
+        """Build the scorer, then score, both on one thread and without others."""
+        students = [record.run.student for record in target.ranked]
+        with one_thread():
+            began = self._now()
+            scorer = build_scorer()
+            ready = self._now()
+            scores = scorer.score(students)
+            ended = self._now()
+        return Scored(
+            method=method.name,
+            seed=seed,
+            target=target.task.name,
+            records=target.set_id,
+            scores=tuple(scores.tolist()),
+            seconds_per_candidate=(ended - ready) / len(students),
+            adapt_s=ready - began,
+        )
+
+    @property
+    def device_name(self) -> str:
+        """The model of what computes."""
+        return device_name(self._device)
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    @cached_property
+    def _device(self) -> torch.device:
+        return torch.device("cuda" if self.job.config.lanes.gpus > 0 else "cpu")
+
+    def _baseline(self, method: Method, seed: int, target: Target) -> Callable[[], Scorer]:
+        context = BaselineContext(
+            data=self._data(target.task),
+            space=self.job.space,
+            teacher=load_teacher(self.job.database, target.teacher, target.task.id),
+            recipe=self.job.config.student,
+            seed=seed,
+        )
+        return lambda: build_baseline(method.name, context)
+
+    def _adapted(self, method: Method, learned: MetaMethod, target: Target) -> Callable[[], Scorer]:
+        teacher = load_teacher(self.job.database, target.teacher, target.task.id)
+        data = self._data(target.task) if method.needs_images else None
+
+        def adapt() -> Scorer:
+            return make_scorer(
+                learned,
+                self.job.space,
+                teacher,
+                images=None if data is None else self._images(data),
+                measured=target.shown[: learned.num_support],
+                device=self._device,
+            )
+
+        return adapt
+
+    def _trained(self, method: Method, learned: LearnedConfig, seed: int) -> MetaMethod:
+        """The method meta-trained with this seed, from its checkpoint if it has one."""
+        train, valid = self._lessons_with_images if method.needs_images else self._lessons
+        config = with_seed(learned, seed)
+        training = begin_training(config, self.job.space, self.found.tasks.meta[0].resolution, train, valid)
+        phase = f"meta-train {method.name}, seed {seed}"
+        meta_train.learn(self.job, training, self._training_key(method, seed), config.episodes, phase)
+        return training.best()
+
+    @cached_property
+    def _lessons(self) -> tuple[tuple[MetaTask, ...], tuple[MetaTask, ...]]:
+        return meta_train.features(self.job, self.found, self._device)
+
+    @cached_property
+    def _lessons_with_images(self) -> tuple[tuple[MetaTask, ...], tuple[MetaTask, ...]]:
+        tasks = self.found.tasks
+        train, valid = (
+            tuple(
+                replace(lesson, images=self._images(self._data(task)))
+                for lesson, task in zip(lessons, of_role, strict=True)
+            )
+            for lessons, of_role in zip(self._lessons, (tasks.train, tasks.valid), strict=True)
+        )
+        return train, valid
+
+    @cached_property
+    def _encoder(self) -> ImageEncoder:
+        """What a meta-training task's teacher sees in images: the same for all tasks and targets."""
+        task = self.found.tasks.train[0]
+        return teacher_encoder(load_teacher(self.job.database, self._encoder_id, task.id), task.num_classes)
+
+    @property
+    def _encoder_id(self) -> str:
+        return teachers.run_of(self.job, self.found.tasks.train[0]).id
+
+    def _images(self, data: ResidentBatches) -> ImageFeatures:
+        return image_features(self._encoder, *data.parts["train"])
+
+    def _data(self, task: Task) -> ResidentBatches:
+        return ResidentBatches.of(self.job.pack(task), task, self._device)
+
+    def _key(self, method: Method, seed: int, target: Target) -> str:
+        return content_id({**self._method_parts(method, seed), "records": target.set_id, "teacher": target.teacher})
+
+    def _training_key(self, method: Method, seed: int) -> str:
+        ids = sorted(record.run.id for record in self.found.records)
+        return content_id({**self._method_parts(method, seed), "records": ids})
+
+    def _method_parts(self, method: Method, seed: int) -> Mapping[str, Any]:
+        config = self.job.config
+        return {
+            "method": method.name,
+            "settings": None if method.learned is None else with_seed(method.learned, seed),
+            "seed": seed,
+            "space": config.space,
+            "recipe": config.student,
+            "encoder": self._encoder_id if method.needs_images else None,
+            "device": self._device.type,
+            "code": code_version(),
+        }
