@@ -29,6 +29,9 @@ NAMESPACE = "dass"
 DRIVER_RESOURCE = "dass_driver"  # one for each lane that a node may drive; see infra
 STAMPED = ("torch", "numpy", "ray")
 
+# A local Ray has no API. Ray Train asks one whether a lane's controller lives, and finds that of any other cluster on this
+# machine, which does not know it: then it ends the lane. From here it gets no answer, and lets the lane be.
+_NO_API = ("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the driver of a submitted job
 _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
@@ -60,6 +63,8 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
         )  # nobody reads them, and Ray would open a port for all
     local = {} if address else {"num_cpus": num_cpus, "include_dashboard": False}
     on_terminate = signal.getsignal(signal.SIGTERM)
+    api = dict([_NO_API]) if not address and _NO_API[0] not in os.environ else {}
+    os.environ.update(api)  # for the processes that start now, and no others
     try:
         # "local", because Ray would otherwise join whatever cluster somebody has started on this machine
         ray.init(address=address or "local", namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", **local)
@@ -72,6 +77,9 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
         raise ClusterError(
             f"Ray must start or be reached at {redacted(address or 'a local address')}, got {redacted(str(error))}; {remedy}"
         ) from error
+    finally:
+        for name in api:
+            del os.environ[name]
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # ray.init puts its own in place, which ends without our exit code
     with redirect_stdout(sys.stderr):  # Ray prints warnings of its own, which no result may be mixed with

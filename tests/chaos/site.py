@@ -23,6 +23,7 @@ from tests.cluster.ceph_server import KEYS as CEPH_KEYS
 from tests.cluster.ceph_server import Ceph
 from tests.cluster.faulty_server import FaultyServer
 from tests.cluster.s3_server import environment, make_bucket, running_server
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_NODES, NUM_LANES = 3, 2  # one node is to spare
@@ -153,6 +154,7 @@ def _jobs(verb: str, *options: str) -> list[str]:
 def open_site(folder: Path, kind: Kind) -> Iterator[Site]:
     """A site in an empty folder; this process has the environment of its parts meanwhile."""
     parts: dict[str, Any] = {}
+    api_port = free_port()
     with ExitStack() as stack:
         variables = {
             **_QUICK,
@@ -161,6 +163,7 @@ def open_site(folder: Path, kind: Kind) -> Iterator[Site]:
             "PYTHONPATH": str(ROOT),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_enable_metrics_collection": "0",
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{api_port}",  # not that of another cluster here
             "RAY_gcs_storage": "rocksdb",
             "RAY_gcs_storage_path": str(folder / "gcs"),
         }
@@ -186,7 +189,12 @@ def open_site(folder: Path, kind: Kind) -> Iterator[Site]:
         stack.enter_context(_environment(variables))
         cluster = Cluster(
             initialize_head=True,  # with its API, as on every real cluster: what Ray Train cleans up by needs it
-            head_node_args={"num_cpus": 0, "resources": {"dass_driver": 10}, "include_dashboard": True},
+            head_node_args={
+                "num_cpus": 0,
+                "resources": {"dass_driver": 10},
+                "include_dashboard": True,
+                "dashboard_port": api_port,
+            },
         )
         stack.callback(cluster.shutdown)
         site = Site(folder, store_url, cluster, **parts)

@@ -1,5 +1,6 @@
 """Where a session of Ray works, and how what runs in it ends."""
 
+import os
 import shutil
 import tempfile
 import threading
@@ -9,9 +10,12 @@ from pathlib import Path
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.exceptions import RayTaskError
+from ray.util.state import get_actor
 
 from cluster.runtime import cancel_running, session
 from dass.errors import ClusterError
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray warns of its own deprecations
 
@@ -22,7 +26,9 @@ def somebodys(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     folder = tempfile.mkdtemp(prefix="ray")  # short, as paths of sockets have to be
     monkeypatch.setenv("RAY_TMPDIR", folder)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True, "dashboard_port": free_port()}
+    )
     yield cluster
     cluster.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
@@ -32,6 +38,16 @@ def test_without_an_address_a_session_keeps_away_from_somebodys_cluster(somebody
     with session(2):
         assert ray.get_runtime_context().gcs_address != somebodys.address
         assert ray.cluster_resources()["CPU"] == 2
+
+
+def test_nothing_in_a_local_session_asks_somebodys_cluster_who_is_alive(somebodys: Cluster) -> None:
+    def find_actor() -> bool:
+        return get_actor("0" * 32, timeout=5) is not None
+
+    assert not find_actor()  # somebody's answers that there is no such actor
+    with session(1), pytest.raises(RayTaskError, match="RayStateApiException"):
+        ray.get(ray.remote(find_actor).remote())
+    assert "RAY_API_SERVER_ADDRESS" not in os.environ
 
 
 def test_a_local_session_opens_no_port_for_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
