@@ -45,7 +45,7 @@ def test_nothing_in_a_local_session_asks_somebodys_cluster_who_is_alive(somebody
         return get_actor("0" * 32, timeout=5) is not None
 
     assert not find_actor()  # somebody's answers that there is no such actor
-    with session(1), pytest.raises(RayTaskError, match="RayStateApiException"):
+    with session(1), pytest.raises(RayTaskError, match="ServerUnavailable"):
         ray.get(ray.remote(find_actor).remote())
     assert "RAY_API_SERVER_ADDRESS" not in os.environ
 
