@@ -13,7 +13,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -217,20 +216,17 @@ def _one_collection(
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The rows of all calls, one line for each fault."""
-    yield f"{'fault':28} injections recovered lost duplicated wrong epochs_repeated exceeded recover_s   max"
-    for name in dict.fromkeys(row["fault"] for row in rows):
-        of = [row for row in rows if row["fault"] == name]
-        sums = Counter[str]()
-        for row in of:
-            sums.update({key: row[key] for key in ("injections", "recovered", "lost", "duplicated", "wrong")})
-        epochs, exceeded = (sum(row[key] for row in of) for key in ("epochs_repeated", "interval_exceeded"))
-        typical = statistics.median([row["recover_s"] for row in of for _ in range(row["injections"])])
-        longest = max(row["recover_s_max"] for row in of)
-        yield (
-            f"{name:28} {sums['injections']:10} {sums['recovered']:9} {sums['lost']:4} {sums['duplicated']:10} "
-            f"{sums['wrong']:5} {epochs:15.1f} {exceeded:8} {typical:9.1f} {longest:5.1f}"
-        )
+    """The rows of all calls as Markdown, one line for each fault in the order of FAULTS."""
+    sums = ("injections", "recovered", "lost", "duplicated", "wrong", "interval_exceeded", "epochs_repeated")
+    columns = ("fault", *sums, "recover_s", "longest")
+    yield f"| {' | '.join(name.replace('_', ' ') for name in columns)} |"
+    yield "| --- " * len(columns) + "|"
+    for name in FAULTS:
+        if of := [row for row in rows if row["fault"] == name]:
+            typical = statistics.median([row["recover_s"] for row in of for _ in range(row["injections"])])
+            longest = max(row["recover_s_max"] for row in of)
+            numbers = [f"{sum(row[key] for row in of):.0f}" for key in sums]
+            yield f"| {' | '.join([name, *numbers, f'{typical:.1f}', f'{longest:.1f}'])} |"
 
 
 def main(arguments: Sequence[str]) -> None:
