@@ -23,6 +23,8 @@ mkdir -p "$folder"
 # Set for server and client alike: `ray start` turns tokens on by itself, and the command line does not.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$folder/token"
 export RAY_USAGE_STATS_ENABLED=0 RAY_JOB_STOP_WAIT_TIME_S=${RAY_JOB_STOP_WAIT_TIME_S:-20}
+# What Ray Train asks about its actors it would else ask another cluster on this machine, which knows nothing of them.
+export RAY_API_SERVER_ADDRESS=$address
 unset RAY_ADDRESS
 
 fail() { echo "error: $1" >&2; exit 1; }

@@ -73,6 +73,7 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | ours
     fake = {
         "RAY_FAKE_CLUSTER": "1",
+        "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",  # it has none, and must not ask that of another test
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_enable_autoscaler_v2": "1",
         "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
