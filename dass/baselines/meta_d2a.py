@@ -20,12 +20,11 @@ import torch
 from torch import nn
 
 from dass.baselines.set_transformer import SetPool, pool_set
-from dass.errors import ConfigError
 from dass.meta.adapt import Example, InnerLoop, Params, outer_backward
 from dass.meta.episodes import MetaTask, Support, checked_images, draw_episode
 from dass.meta.files import match_spec, read_method, write_method
 from dass.meta.layers import apply_linear, initialise, linear
-from dass.meta.method import check_lr, check_setting
+from dass.meta.method import check_agreement, check_lr, check_setting
 from dass.records import Init
 from dass.seeding import generator
 from dass.threads import Each
@@ -245,12 +244,7 @@ class MetaD2AConfig:
 
     def check(self, spec: MetaD2ASpec, tasks: Sequence[MetaTask]) -> None:
         """Raise ConfigError unless spec and config agree, PredictorMismatchError unless every task has such images."""
-        for name in ("images_per_class", "set_dim", "num_heads", "hidden_dim"):
-            if getattr(spec, name) != getattr(self, name):
-                raise ConfigError(
-                    f"spec and config must agree on {name}, got {getattr(spec, name)!r} and {getattr(self, name)!r}; "
-                    "make the spec with config.spec(...)"
-                )
+        check_agreement(spec, self, ("images_per_class", "set_dim", "num_heads", "hidden_dim"))
         for task in tasks:
             checked_images(task.images, spec.encoder, spec.num_features, spec.images_per_class)
 

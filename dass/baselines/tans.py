@@ -19,11 +19,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the customary name
 from torch import nn
 
-from dass.errors import ConfigError
 from dass.meta.episodes import MetaTask, Support, checked_images, draw_episode
 from dass.meta.files import match_spec, read_method, write_method
 from dass.meta.layers import initialise, linear
-from dass.meta.method import check_lr, check_setting
+from dass.meta.method import check_agreement, check_lr, check_setting
 from dass.records import Init
 from dass.seeding import generator
 from dass.threads import Each
@@ -213,11 +212,7 @@ class TansConfig:
 
     def check(self, spec: TansSpec, tasks: Sequence[MetaTask]) -> None:
         """Raise ConfigError unless spec and config agree, PredictorMismatchError unless every task has such images."""
-        if spec.embed_dim != self.embed_dim:
-            raise ConfigError(
-                f"spec and config must agree on embed_dim, got {spec.embed_dim} and {self.embed_dim}; make the spec with "
-                "config.spec(...)"
-            )
+        check_agreement(spec, self, ("embed_dim",))
         for task in tasks:
             checked_images(task.images, spec.encoder, spec.num_features)
 

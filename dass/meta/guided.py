@@ -10,10 +10,10 @@ from functools import partial
 
 import torch
 
-from dass.errors import ConfigError, DataError
+from dass.errors import DataError
 from dass.meta.adapt import Example, InnerLoop, Order, outer_backward
 from dass.meta.episodes import MetaTask, draw_episode
-from dass.meta.method import check_lr, check_setting
+from dass.meta.method import check_agreement, check_lr, check_setting
 from dass.predictor import (
     Inputs,
     InputSet,
@@ -98,12 +98,7 @@ class MetaConfig:
 
     def check(self, spec: PredictorSpec, tasks: Sequence[MetaTask]) -> None:
         """Raise ConfigError unless spec and config agree, DataError where too few students are left to rank."""
-        for name in _AGREED:
-            if getattr(spec, name) != getattr(self, name):
-                raise ConfigError(
-                    f"spec and config must agree on {name}, got {getattr(spec, name)!r} and {getattr(self, name)!r}; "
-                    "make the spec with config.spec(...)"
-                )
+        check_agreement(spec, self, _AGREED)
         for task in tasks:
             if task.num_students <= self.support_students:
                 raise DataError(

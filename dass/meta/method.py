@@ -9,7 +9,7 @@ The methods: the DaSS predictor in all its variants (`dass.predictor`, `dass.met
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -145,6 +145,16 @@ def check_setting(group: str, name: str, value: object, rule: str, *, is_legal: 
     """Raise ConfigError, which names `group.name`, unless the value is legal."""
     if not is_legal:
         raise ConfigError(f"{group}.{name} must be {rule}, got {value!r}; set {group}.{name}")
+
+
+def check_agreement(spec: MethodSpec, config: object, names: Iterable[str]) -> None:
+    """Raise ConfigError unless spec and config agree on these fields, as those of `config.spec(...)` do."""
+    for name in names:
+        if getattr(spec, name) != getattr(config, name):
+            raise ConfigError(
+                f"spec and config must agree on {name}, got {getattr(spec, name)!r} and {getattr(config, name)!r}; "
+                "make the spec with config.spec(...)"
+            )
 
 
 def check_lr(group: str, lr: float) -> None:

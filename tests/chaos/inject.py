@@ -107,16 +107,15 @@ class Trial:
         self._seen: frozenset[str] = frozenset()
         self._hits: list[tuple[float, frozenset[str], Tally]] = []  # when, what was under way, and whose strike it was
         self.is_over = False
+        inside.set_pace(site.folder, PACE_S)
 
     def strike(self, fault: Fault, tally: Tally) -> bool:
         """Wait a moment, strike, and wait for recovery; False when the collection ended before the strike."""
-        trace = self._site.trace
-        inside.set_pace(self._site.folder, PACE_S)
         wait_until(self._is_busy, START_S)
         time.sleep(self._rng.uniform(0, CHECKPOINT_S + 1))
         if not wait_until(lambda: self._is_busy(1), START_S) or self.is_over:
             return False
-        lanes = trace.training().values()
+        lanes = self._site.trace.training().values()
         self._hits.append((time.time(), frozenset().union(*(lane.runs for lane in lanes)), tally))
         submitted = self._site.submitted
         struck = fault.strike(Strike(self._site, self._collection, self._rng))
