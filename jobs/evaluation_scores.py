@@ -147,9 +147,9 @@ class Evaluation:
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
 
-    @cached_property
+    @property
     def _device(self) -> torch.device:
-        return torch.device("cuda" if self.job.config.lanes.gpus > 0 else "cpu")
+        return self.job.config.lanes.device
 
     def _baseline(self, method: Method, seed: int, target: Target) -> Callable[[], Scorer]:
         context = BaselineContext(
@@ -216,7 +216,14 @@ class Evaluation:
         return image_features(self._encoder, *data.parts["train"])
 
     def _data(self, task: Task) -> ResidentBatches:
-        return ResidentBatches.of(self.job.pack(task), task, self._device)
+        """The task's images on the device, read once for all methods and seeds."""
+        if task.id not in self._resident:
+            self._resident[task.id] = ResidentBatches.of(self.job.pack(task), task, self._device)
+        return self._resident[task.id]
+
+    @cached_property
+    def _resident(self) -> dict[str, ResidentBatches]:
+        return {}
 
     def _key(self, method: Method, seed: int, target: Target) -> str:
         return content_id({**self._method_parts(method, seed), "records": target.set_id, "teacher": target.teacher})
