@@ -61,6 +61,7 @@ def started(ports: dict[str, int], tmp_path_factory: pytest.TempPathFactory) -> 
             except subprocess.TimeoutExpired:
                 process.kill()
             shutil.rmtree(folder, ignore_errors=True)
+            sys.stderr.write(log.read_text(errors="replace"))  # shown when a test failed
 
 
 def answer(url: str, token: str | None = None) -> int:
