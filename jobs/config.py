@@ -45,7 +45,10 @@ class CollectConfig:
 
     students_per_task: int = field(default=200, metadata={"help": "KD runs per meta-training and meta-validation task"})
     target_students: int = field(
-        default=0, metadata={"help": "KD runs on the target, only to check the predictor with"}
+        default=0, metadata={"help": "KD runs on each target (see evaluate.targets), only to check predictors with"}
+    )
+    target_repeats: int = field(
+        default=0, metadata={"help": "how many of these are run with the next seed too, to measure the labels' noise"}
     )
     sampler: Sampler = field(
         default="uniform", metadata={"help": "uniform, or macs_stratified to cover all sizes alike"}
@@ -66,6 +69,11 @@ class CollectConfig:
         for name, least in (("students_per_task", 2), ("target_students", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"collect.{name} must be >= {least}, got {getattr(self, name)}; set collect.{name}")
+        if not 0 <= self.target_repeats <= self.target_students:
+            raise ConfigError(
+                f"collect.target_repeats must be between 0 and collect.target_students={self.target_students}, got "
+                f"{self.target_repeats}; set collect.target_repeats"
+            )
         for name in ("max_device_hours", "max_cost"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise ConfigError(f"collect.{name} must be > 0, got {value}; set collect.{name}=none for no limit")
@@ -107,11 +115,11 @@ class Config:
     prices: PriceConfig = field(default_factory=PriceConfig)
 
     def __post_init__(self) -> None:
-        size, num_students = get_space(self.space).size, self.num_students
-        if num_students > size:
+        size, most = get_space(self.space).size, max(self.collect.students_per_task, self.collect.target_students)
+        if most > size:
             raise ConfigError(
-                f"the students of all tasks are different: space {self.space} has {size}, got a collection of {num_students}; "
-                "lower collect.students_per_task, or choose a larger space"
+                f"the students of a task are different: space {self.space} has {size}, got a collection of {most} per task; "
+                "lower collect.students_per_task and collect.target_students, or choose a larger space"
             )
         if self.teacher.loss != "ce" or self.teacher.init != "scratch":
             raise ConfigError(
@@ -125,12 +133,6 @@ class Config:
                     f"{name}.crop_padding must be less than data.resolution, got {padding} and {self.data.resolution}; "
                     f"set {name}.crop_padding=none for the default"
                 )
-
-    @property
-    def num_students(self) -> int:
-        """KD runs of the whole collection."""
-        meta = (self.data.train_tasks + self.data.valid_tasks) * self.collect.students_per_task
-        return meta + (self.collect.target_students if self.data.target_classes else 0)
 
 
 def with_values(config: Config, values: Mapping[str, Any], origin: str = "") -> Config:

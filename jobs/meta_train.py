@@ -99,8 +99,7 @@ def learnable(job: Job) -> Learnable:
         DataError: nothing was.
     """
     tasks = job.reader.tasks()
-    meta_ids = {task.id for task in tasks.meta}
-    planned = [run for run in collect.plan(job, tasks).runs if run.teacher is not None and run.task in meta_ids]
+    planned = [run for run in collect.meta_runs(job, tasks) if run.teacher is not None]
     records = tuple(job.records(run.id for run in planned).values())
     if not records:
         raise DataError(f"meta-training needs records, got none of {len(planned)} planned; run `collect` first")

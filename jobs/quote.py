@@ -16,7 +16,6 @@ from cluster.runtime import device_name
 from cluster.schema import record_to_json
 from cluster.sizing import Sizing
 from dass.cost import count_macs, count_params
-from dass.data.tasks import TaskSet
 from dass.records import CurvePoint, Provenance, Record, Result, Run, Status, Task
 from jobs.console import duration, usd
 from jobs.job import Job
@@ -35,11 +34,11 @@ class _Source:
     text: str
 
 
-def run(job: Job, plan: Plan, tasks: TaskSet) -> dict[str, Any]:
+def run(job: Job, plan: Plan, tasks: Iterable[Task]) -> dict[str, Any]:
     """Tell what the runs of the plan that have no record will take; nothing is written."""
     outlines = job.database.outlines([run.id for run in plan.runs if run.teacher is None])
     left = pending(plan, outlines.run_ids)
-    by_id = {task.id: task for task in tasks.all}
+    by_id = {task.id: task for task in tasks}
     if not left:
         job.console.tell("Nothing is left to train.")
         return {"runs": 0}

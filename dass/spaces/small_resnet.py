@@ -9,7 +9,7 @@ stages are independent of each other, MACs are a sum of one term per row, and a 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, product
@@ -29,7 +29,8 @@ NUM_STAGES = 4
 NUM_RESOLUTIONS = 1  # leading entries of the architecture vector; one resolution, so always 1
 MACS_RESOLUTION = 64  # pixels; strata are of MACs at this resolution, without classifier
 NUM_STRATA = 10
-MAX_ROUNDS = 50  # of draws in one stratum; one round is mostly enough where the stratum is not used up
+DRAWN_AT_ONCE = 256  # students, however many are wanted: so a larger sample begins as a smaller one
+MAX_ROUNDS = 10  # of draws in one stratum that give nothing new, before it counts as used up
 MAX_TILT = 1e4  # puts all but a trace on the rows of the fewest, or the most, MACs
 
 
@@ -135,11 +136,11 @@ class SmallResNetSpace:
         )
 
     def sample(self, num: int, rng: torch.Generator, sampler: Sampler = "uniform") -> list[Student]:
-        """`num` distinct students in random order.
+        """`num` distinct students in random order; a larger `num` from the same seed begins with the same students.
 
-        `uniform` draws each depth and each ratio below the last uniformly and independently. `macs_stratified` gives
-        each student one of ten equal intervals between the fewest and the most MACs (64 px, no classifier), and draws
-        it there as `uniform` would, tilted by MACs; where an interval is used up, uniform draws fill the pool.
+        `uniform` draws each depth and each ratio below the last uniformly and independently. `macs_stratified` draws
+        one of ten equal intervals between the fewest and the most MACs (64 px, no classifier), and then a student in it
+        as `uniform` would, tilted by MACs. What was drawn before is drawn again.
 
         Raises:
             ConfigError: `num` is below 1 or the sampler is unknown.
@@ -153,32 +154,41 @@ class SmallResNetSpace:
             )
         if sampler not in ("uniform", "macs_stratified"):
             raise ConfigError(f"sampler must be uniform or macs_stratified, got {sampler!r}; choose one of them")
-        found = self._sample_strata(num, rng) if sampler == "macs_stratified" else {}
-        while len(found) < num:
-            picks = _draw([menu.log_uniform for menu in self._menus], num - len(found), rng)
-            found |= dict.fromkeys(self._students(picks))
-        students = list(found)
-        return [students[index] for index in torch.randperm(num, generator=rng).tolist()]
-
-    def _sample_strata(self, num: int, rng: torch.Generator) -> dict[Student, None]:
-        """At most `num` distinct students, the number wanted of each stratum drawn first."""
-        wanted = torch.randint(NUM_STRATA, (num,), generator=rng).bincount(minlength=NUM_STRATA)
         found: dict[Student, None] = {}
-        for stratum, share in enumerate(wanted.tolist()):
-            full = len(found) + share
-            for _ in range(MAX_ROUNDS):
-                if len(found) == full:
-                    break
-                picks = _draw(self._tilted[stratum], 4 * share, rng)
-                fresh = dict.fromkeys(self._students(picks[self._stratum(picks) == stratum]))
-                new = [student for student in fresh if student not in found]
-                found |= dict.fromkeys(new[: full - len(found)])
-        return found
+        drawn = self._stratified(rng) if sampler == "macs_stratified" else self._uniform(rng)
+        while len(found) < num:
+            found[next(drawn)] = None
+        return list(found)
 
-    def _students(self, picks: torch.Tensor) -> list[Student]:
+    def _uniform(self, rng: torch.Generator) -> Iterator[Student]:
+        """Students without end, equal ones among them."""
+        log_uniform = [menu.log_uniform for menu in self._menus]
+        while True:
+            yield from self._students(_draw(log_uniform, DRAWN_AT_ONCE, rng))
+
+    def _stratified(self, rng: torch.Generator) -> Iterator[Student]:
+        """Students without end, each of a stratum drawn before, and different until a stratum gives no other ones."""
+        anywhere, strata = self._uniform(rng), [self._of_stratum(stratum, rng) for stratum in range(NUM_STRATA)]
+        while True:
+            stratum = int(torch.randint(NUM_STRATA, (), generator=rng))
+            yield next(strata[stratum], None) or next(anywhere)
+
+    def _of_stratum(self, stratum: int, rng: torch.Generator) -> Iterator[Student]:
+        """Distinct students of a stratum, until many draws give none that is new."""
+        found: dict[Student, None] = {}
+        rounds = 0
+        while rounds < MAX_ROUNDS:
+            picks = _draw(self._tilted[stratum], DRAWN_AT_ONCE, rng)
+            drawn = dict.fromkeys(self._students(picks[self._stratum(picks) == stratum]))
+            fresh = [student for student in drawn if student not in found]
+            found |= dict.fromkeys(fresh)
+            rounds = 0 if fresh else rounds + 1
+            yield from fresh
+
+    def _students(self, picks: torch.Tensor) -> Iterator[Student]:
         """The students of row indices, int64 (n, 4)."""
         menus = [menu.rows for menu in self._menus]
-        return [Student(tuple(rows[i] for rows, i in zip(menus, pick, strict=True))) for pick in picks.tolist()]
+        return (Student(tuple(rows[i] for rows, i in zip(menus, pick, strict=True))) for pick in picks.tolist())
 
     def _stratum(self, picks: torch.Tensor) -> torch.Tensor:
         """The stratum of each row of `picks`, int64 (n,)."""

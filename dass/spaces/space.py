@@ -44,7 +44,10 @@ class SearchSpace(Protocol):
         """Raise SpaceError, naming the offending entry, unless `student` belongs to the space."""
 
     def sample(self, num: int, rng: torch.Generator, sampler: Sampler = "uniform") -> list[Student]:
-        """`num` distinct students; SpaceError when the space has fewer."""
+        """`num` distinct students; SpaceError when the space has fewer.
+
+        A larger `num` from a generator in the same state begins with the same students: a collection can grow.
+        """
 
     def encode(self, student: Student) -> torch.Tensor:
         """The one-hot architecture vector, float32 of length `encoding_dim`."""

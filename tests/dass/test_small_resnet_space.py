@@ -12,6 +12,7 @@ from dass.cost import count_macs
 from dass.errors import ConfigError, SpaceError
 from dass.records import Student
 from dass.spaces import PRESETS, SmallResNetSpace, get_space
+from dass.spaces.space import Sampler
 
 STUDENT_A = Student(((16, 32), (64,), (64, 96, 128), (128, 192, 160, 256)))
 names = st.sampled_from(sorted(PRESETS))
@@ -225,18 +226,25 @@ class TestEncoding:
 class TestSample:
     @settings(max_examples=20, deadline=None)
     @given(names, seeds, st.sampled_from(["uniform", "macs_stratified"]))
-    def test_students_are_distinct_members_that_the_seed_decides(self, name: str, seed: int, sampler: str) -> None:
+    def test_students_are_distinct_members_that_the_seed_decides(self, name: str, seed: int, sampler: Sampler) -> None:
         space = PRESETS[name]
-        students = space.sample(40, rng(seed), sampler)  # type: ignore[arg-type]
+        students = space.sample(40, rng(seed), sampler)
         assert len(set(students)) == 40
         for student in students:
             space.check(student)
-        assert students == space.sample(40, rng(seed), sampler)  # type: ignore[arg-type]
+        assert students == space.sample(40, rng(seed), sampler)
 
     @pytest.mark.parametrize("sampler", ["uniform", "macs_stratified"])
-    def test_the_whole_of_a_small_space_can_be_drawn(self, sampler: str) -> None:
+    @pytest.mark.parametrize("name", ["paper5", "smoke"])
+    def test_a_larger_sample_begins_as_a_smaller_one(self, name: str, sampler: Sampler) -> None:
+        largest = PRESETS[name].sample(256, rng(4), sampler)
+        for num in (1, 30, 200, 255):
+            assert PRESETS[name].sample(num, rng(4), sampler) == largest[:num]
+
+    @pytest.mark.parametrize("sampler", ["uniform", "macs_stratified"])
+    def test_the_whole_of_a_small_space_can_be_drawn(self, sampler: Sampler) -> None:
         space = PRESETS["smoke"]
-        assert set(space.sample(256, rng(), sampler)) == set(all_of(space))  # type: ignore[arg-type]
+        assert set(space.sample(256, rng(), sampler)) == set(all_of(space))
 
     def test_a_space_of_one_student_gives_it(self) -> None:
         space = SmallResNetSpace("one", (2,), (8, 16, 32, 64), (1.0,))

@@ -185,7 +185,7 @@ def test_an_unknown_key_names_its_neighbours(setting: str, hint: str) -> None:
         ("collect.students_per_task=1", "collect.students_per_task must be >= 2, got 1"),
         ("distil.seeds=[]", "distil.seeds must be distinct and at least one, got ()"),
         ("distil.seeds=[1, 1]", "distil.seeds must be distinct and at least one, got (1, 1)"),
-        ("space=smoke", "space smoke has 256, got a collection of 2000; lower collect.students_per_task"),
+        ("collect.target_repeats=99", "collect.target_repeats must be between 0 and collect.target_students="),
         ("lanes.num=0", "lanes.num must be >= 1, got 0"),
         ("meta.episodes=0", "meta.episodes must be >= 1, got 0"),
         ("search.max_macs_ratio=2", "search.max_macs_ratio must be in (0, 1], got 2.0"),
@@ -194,6 +194,12 @@ def test_an_unknown_key_names_its_neighbours(setting: str, hint: str) -> None:
 )
 def test_a_value_out_of_range_is_named_by_its_own_key(setting: str, message: str) -> None:
     assert message in refusal([setting])
+
+
+def test_a_task_cannot_have_more_students_than_the_space() -> None:
+    assert "space smoke has 256, got a collection of 257 per task" in refusal(
+        ["space=smoke", "collect.students_per_task=257"]
+    )
 
 
 def test_the_origin_of_nested_values_stands_first() -> None:

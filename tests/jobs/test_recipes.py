@@ -50,7 +50,9 @@ def test_a_recipe_plans_a_teacher_and_its_students_for_every_task(name: str, tmp
         assert planned.count(task.id) == config.collect.students_per_task
     if tasks.target is not None:
         assert planned.count(tasks.target.id) == config.collect.target_students
-    assert len(planned) == config.num_students + len(tasks.all)
+    num_students = len(tasks.meta) * config.collect.students_per_task
+    num_students += config.collect.target_students if tasks.target is not None else 0
+    assert len(planned) == num_students + len(tasks.all)
     assert sorted(run for run in planned if run.endswith("*")) == sorted(f"{task.id}*" for task in tasks.all)
     assert not (tmp_path / "store").exists()
 
