@@ -2,6 +2,8 @@
 
 import signal
 import sys
+from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -17,6 +19,14 @@ from jobs.recipe_file import from_toml
 
 DEFAULT_STORE = "./dass-store"
 EXIT_BAD_INPUT, EXIT_FAILED, EXIT_BUDGET_SPENT, EXIT_INTERRUPTED = 2, 1, 3, 130
+
+
+class Records(StrEnum):
+    """Whose records methods are compared on."""
+
+    STORE = "store"
+    SHIPPED = "shipped"
+
 
 RecipeOption = Annotated[
     str,
@@ -67,8 +77,10 @@ SeedsOption = Annotated[
     typer.Option("--seeds", metavar="N", help="Repeats of every method that draws anything; intervals are over them."),
 ]
 RecordsOption = Annotated[
-    str,
-    typer.Option("--records", metavar="store|shipped", help="The store's records, or those that the package ships."),
+    Records, typer.Option("--records", help="The store's records, or those that the package ships.")
+]
+RetrainOption = Annotated[
+    bool, typer.Option("--retrain", help="With shipped records: meta-train again what is meta-learned; minutes.")
 ]
 PageOption = Annotated[
     Path | None,
@@ -181,16 +193,39 @@ def learning_curve(
 @app.command()
 def evaluate(
     recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
-    targets: TargetsOption = None, methods: MethodsOption = None, seeds: SeedsOption = 3, records: RecordsOption = "store",
-    output: PageOption = None, anew: AnewOption = False, dry_run: DryRunOption = False, is_json: JsonOption = False,
+    targets: TargetsOption = None, methods: MethodsOption = None, seeds: SeedsOption = 3, records: RecordsOption = Records.STORE,
+    retrain: RetrainOption = False, output: PageOption = None, anew: AnewOption = False, dry_run: DryRunOption = False,
+    is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """How well every method ranks the distilled students of the targets, all on the same records."""
     from jobs import evaluate as verb
+    from jobs import shipped
 
-    place = verb.records_place(records, store)
-    job = open_job(recipe, settings, place, None, dry_run=dry_run, is_json=is_json)
-    names = verb.split_names(methods or ())
+    names: Sequence[str] = verb.split_names(methods or ())
+    if records is Records.SHIPPED:
+        shipped.check_options(recipe, targets)
+        console = Console(is_json=is_json)
+        job, known = shipped.open_shipped(settings, store, console, seeds=seeds, retrain=retrain, dry_run=dry_run)
+        names = names or known.methods
+    else:
+        shipped.check_records(retrain=retrain)
+        job = open_job(recipe, settings, store, None, dry_run=dry_run, is_json=is_json)
     job.console.document(verb.run(job, names=names, seeds=seeds, sources=targets or (), output=output, is_anew=anew))
+
+
+@app.command()
+def ship(
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="The new folder.")],
+    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    source: SourceOption = None, methods: MethodsOption = None, seeds: SeedsOption = 3, dry_run: DryRunOption = False,
+    is_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Pack an evaluated benchmark into a folder without images: what `evaluate --records shipped` replays."""
+    from jobs import evaluate
+    from jobs import ship as verb
+
+    job = open_job(recipe, settings, store, source, dry_run=dry_run, is_json=is_json)
+    job.console.document(verb.run(job, output, names=evaluate.split_names(methods or ()), seeds=seeds))
 
 
 @app.command()

@@ -26,7 +26,6 @@ from dass.evaluation import METRICS, Benchmark, BenchmarkTarget, Judged, ceiling
 from dass.records import content_id
 from dass.report import render_benchmark
 from dass.report.wording import TIMES, allowed, brief, correlation, percent, ranged
-from dass.zoo import shipped_records
 from jobs.evaluation_records import Target, find_targets, freeze
 from jobs.evaluation_scores import Evaluation, Place, Scored
 from jobs.job import Job
@@ -69,17 +68,6 @@ def run(
         _write(output, render_benchmark(benchmark))
     _tell(job, benchmark)
     return _document(benchmark)
-
-
-def records_place(records: str, store: str) -> str:
-    """The address of the store whose records are compared on.
-
-    Raises:
-        ConfigError: `records` is neither `store` nor `shipped`, or none are shipped.
-    """
-    if records not in ("store", "shipped"):
-        raise ConfigError(f"--records must be store or shipped, got {records!r}; name another store with --store")
-    return str(shipped_records()) if records == "shipped" else store
 
 
 def split_names(methods: Sequence[str]) -> list[str]:

@@ -18,7 +18,8 @@ class Target:
     """A target task and its students, distilled from one teacher under the recipe's student.* and collect.seed.
 
     ranked: what every method ranks. shown: students that methods may adapt to, for meta.support_students. runs_pct: the
-    accuracies of all runs of each student that was run with other seeds too. set_id: the hash of the ids of all records
+    accuracies of all runs of each student that was run with other seeds too. run_ids: of all runs, those that diverged
+    and those with other seeds among them. set_id: the hash of the ids of all records
     that the results depend on, those of the meta-training among them.
     """
 
@@ -28,7 +29,13 @@ class Target:
     shown: tuple[Record, ...]
     diverged: int
     runs_pct: tuple[tuple[float, ...], ...]
+    run_ids: tuple[str, ...]
     set_id: str
+
+    @property
+    def all(self) -> tuple[Record, ...]:
+        """Those that are shown, then those that are ranked."""
+        return (*self.shown, *self.ranked)
 
     @property
     def accuracies_pct(self) -> list[float]:
@@ -137,6 +144,7 @@ def _target(job: Job, task: Task, records: Sequence[Record], meta_ids: Sequence[
         shown=tuple(finished[index] for index in shown.tolist()),
         diverged=len(first) - len(finished),
         runs_pct=tuple(tuple(sorted(of_student)) for of_student in students.values() if len(of_student) > 1),
+        run_ids=tuple(sorted(record.run.id for record in runs)),
         set_id=content_id({"meta": meta_ids, "target": [r.run.id for r in finished], "shown": num_shown}),
     )
 

@@ -1,9 +1,10 @@
 """The scores of an evaluation, one document per method, seed and target, kept as they come: a killed evaluation resumes.
 
 A result's key is the hash of all that decides it: the records' hash, the method and its settings, the seed, the space,
-the recipe, the kind of device and the version of the code.
+the recipe, the kind of device and SCORES_VERSION.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,8 @@ import torch
 
 from cluster.checkpoints import remove_checkpoints
 from cluster.documents import get_document, put_document
-from cluster.runtime import code_version, device_name
+from cluster.features import get_features
+from cluster.runtime import device_name
 from cluster.schema import build, damaged
 from cluster.teachers import load_teacher
 from dass.baselines import BaselineContext, build_baseline
@@ -25,18 +27,22 @@ from dass.errors import ObjectNotFoundError
 from dass.meta.episodes import ImageFeatures, MetaTask
 from dass.meta.method import MetaMethod
 from dass.records import Task, content_id
-from dass.search.select import Scorer, make_scorer
+from dass.search.select import Scorer, StoredScorer, make_scorer
 from dass.threads import one_thread
 from jobs import meta_train, teachers
 from jobs.evaluation_records import Target
 from jobs.job import Job
 
+SCORES_VERSION = 1  # raised when a change of the code makes any method score otherwise
 Place = tuple[str, int, str]  # method, seed, target
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One method's scores of one target's students, in the order of `Target.ranked`, and what they took on one thread."""
+    """One method's scores of one target's students, in the order of `Target.ranked`, and what they took on one thread.
+
+    Times are NaN where the students' maps were not computed but stored.
+    """
 
     method: str
     seed: int
@@ -96,8 +102,21 @@ class Evaluation:
                 if targets:
                     yield from self._score(method, seed, targets)
 
+    def features(self) -> Iterator[tuple[str, MetaTask]]:
+        """What methods learn from and what they rank, images included, each with the key that it is kept under."""
+        for of_role, lessons in zip(
+            (self.found.tasks.train, self.found.tasks.valid), self._lessons_with_images, strict=True
+        ):
+            for task, lesson in zip(of_role, lessons, strict=True):
+                records = self.found.of_task(task)
+                yield meta_train.features_key(self.job, teachers.run_of(self.job, task).id, records), lesson
+        for target in self.targets:
+            lesson = meta_train.features_of(self.job, target.task, target.all, self._device, target.teacher)
+            key = meta_train.features_key(self.job, target.teacher, target.all)
+            yield key, self._with_images(target.task, lesson)
+
     def _known(self, method: Method, seed: int, target: Target) -> Scored | None:
-        key = self._key(method, seed, target)
+        key = self.key_of(method, seed, target)
         try:
             scored = build(Scored, get_document(self.job.store, "evaluation", key), key)
         except ObjectNotFoundError:
@@ -113,7 +132,7 @@ class Evaluation:
                 scored = self._timed(method, seed, target, self._baseline(method, seed, target))
             else:
                 scored = self._timed(method, seed, target, self._adapted(method, learned, target))
-            put_document(self.job.store, "evaluation", self._key(method, seed, target), vars(scored))
+            put_document(self.job.store, "evaluation", self.key_of(method, seed, target), vars(scored))
             if learned is not None and target is targets[-1]:
                 remove_checkpoints(self.job.store, self._training_key(method, seed))
             yield scored
@@ -127,14 +146,15 @@ class Evaluation:
             ready = self._now()
             scores = scorer.score(students)
             ended = self._now()
+        is_whole = not isinstance(scorer, StoredScorer)
         return Scored(
             method=method.name,
             seed=seed,
             target=target.task.name,
             records=target.set_id,
             scores=tuple(scores.tolist()),
-            seconds_per_candidate=(ended - ready) / len(students),
-            adapt_s=ready - began,
+            seconds_per_candidate=(ended - ready) / len(students) if is_whole else math.nan,
+            adapt_s=ready - began if is_whole else math.nan,
         )
 
     @property
@@ -162,6 +182,9 @@ class Evaluation:
         return lambda: build_baseline(method.name, context)
 
     def _adapted(self, method: Method, learned: MetaMethod, target: Target) -> Callable[[], Scorer]:
+        known = get_features(self.job.store, meta_train.features_key(self.job, target.teacher, target.all))
+        if known is not None:
+            return lambda: self._stored(learned, target, known)
         teacher = load_teacher(self.job.database, target.teacher, target.task.id)
         data = self._data(target.task) if method.needs_images else None
 
@@ -176,6 +199,11 @@ class Evaluation:
             )
 
         return adapt
+
+    def _stored(self, learned: MetaMethod, target: Target, known: MetaTask) -> Scorer:
+        task = replace(known, maps=known.maps.to(self._device))
+        adapted = learned.adapt(task.support(torch.arange(learned.num_support)))
+        return StoredScorer(adapted, task, [record.run.student for record in target.all])
 
     def _trained(self, method: Method, learned: LearnedConfig, seed: int) -> MetaMethod:
         """The method meta-trained with this seed, from its checkpoint if it has one."""
@@ -192,15 +220,14 @@ class Evaluation:
 
     @cached_property
     def _lessons_with_images(self) -> tuple[tuple[MetaTask, ...], tuple[MetaTask, ...]]:
-        tasks = self.found.tasks
-        train, valid = (
-            tuple(
-                replace(lesson, images=self._images(self._data(task)))
-                for lesson, task in zip(lessons, of_role, strict=True)
-            )
-            for lessons, of_role in zip(self._lessons, (tasks.train, tasks.valid), strict=True)
+        tasks, (train, valid) = self.found.tasks, self._lessons
+        return (
+            tuple(self._with_images(task, lesson) for task, lesson in zip(tasks.train, train, strict=True)),
+            tuple(self._with_images(task, lesson) for task, lesson in zip(tasks.valid, valid, strict=True)),
         )
-        return train, valid
+
+    def _with_images(self, task: Task, lesson: MetaTask) -> MetaTask:
+        return lesson if lesson.images is not None else replace(lesson, images=self._images(self._data(task)))
 
     @cached_property
     def _encoder(self) -> ImageEncoder:
@@ -225,7 +252,8 @@ class Evaluation:
     def _resident(self) -> dict[str, ResidentBatches]:
         return {}
 
-    def _key(self, method: Method, seed: int, target: Target) -> str:
+    def key_of(self, method: Method, seed: int, target: Target) -> str:
+        """What a result is kept under."""
         return content_id({**self._method_parts(method, seed), "records": target.set_id, "teacher": target.teacher})
 
     def _training_key(self, method: Method, seed: int) -> str:
@@ -242,5 +270,5 @@ class Evaluation:
             "recipe": config.student,
             "encoder": self._encoder_id if method.needs_images else None,
             "device": self._device.type,
-            "code": code_version(),
+            "version": SCORES_VERSION,
         }

@@ -91,31 +91,35 @@ class Job:
 
     def tasks(self, *, refresh: bool = False) -> TaskSet:
         """The tasks of the recipe; cut from the source at the first time, or anew with `refresh`."""
-        name = f"tasks-{content_id({'data': self.config.data})}"
         kinds = {"train": tuple[str, ...], "valid": tuple[str, ...], "target": str | None}
-        if not refresh and (known := self._known(name, **kinds)) is not None:
+        if not refresh and (known := self._known(self._tasks_name, **kinds)) is not None:
             train, valid = (tuple(get_task(self.store, task) for task in known[role]) for role in ("train", "valid"))
             return TaskSet(train, valid, get_task(self.store, known["target"]) if known["target"] else None)
         pack = self._read(self.config.data.source)
         tasks = make_tasks(pack, self.config.data)
-        self._keep(pack, tasks.all)
+        self._keep(pack)
+        self.keep_tasks(tasks)
+        return tasks
+
+    def keep_tasks(self, tasks: TaskSet) -> None:
+        """Let the recipe's tasks be these, whatever becomes of its source."""
         target = tasks.target.id if tasks.target else None
         value = {"train": [t.id for t in tasks.train], "valid": [t.id for t in tasks.valid], "target": target}
-        self._point(name, value)
-        return tasks
+        self._point(self._tasks_name, value, tasks.all)
 
     def whole_source(self, source: str, *, refresh: bool = False) -> Task:
         """All images of a source as one task: the user's own dataset as the target; read anew with `refresh`."""
-        data = self.config.data
-        settings = [source, data.resolution, data.valid_fraction, data.test_fraction, data.seed]
-        name = f"whole-{content_id(settings)}"
-        if not refresh and (known := self._known(name, task=str)) is not None:
+        if not refresh and (known := self._known(self._whole_name(source), task=str)) is not None:
             return get_task(self.store, known["task"])
         pack = self._read(source)
         task = whole_task(pack, pack.name)
-        self._keep(pack, [task])
-        self._point(name, {"task": task.id})
+        self._keep(pack)
+        self.keep_whole(source, task)
         return task
+
+    def keep_whole(self, source: str, task: Task) -> None:
+        """Let this be the task of a source, whatever becomes of it."""
+        self._point(self._whole_name(source), {"task": task.id}, [task])
 
     def pack(self, task: Task) -> Pack:
         """The packed images of a task."""
@@ -136,16 +140,24 @@ class Job:
         self._packs[source] = assign_parts(pack, data.seed, data.valid_fraction, data.test_fraction)
         return self._packs[source]
 
-    def _keep(self, pack: Pack, tasks: Iterable[Task]) -> None:
+    def _keep(self, pack: Pack) -> None:
         if not self.dry_run:
             claim_schema(self.store)
             put_pack(self.store, pack)
+
+    def _point(self, name: str, value: Mapping[str, Any], tasks: Iterable[Task]) -> None:
+        if not self.dry_run:
             for task in tasks:
                 put_task(self.store, task)
-
-    def _point(self, name: str, value: Mapping[str, Any]) -> None:
-        if not self.dry_run:
             put_latest(self.store, name, value)
+
+    @property
+    def _tasks_name(self) -> str:
+        return f"tasks-{content_id({'data': self.config.data})}"
+
+    def _whole_name(self, source: str) -> str:
+        data = self.config.data
+        return f"whole-{content_id([source, data.resolution, data.valid_fraction, data.test_fraction, data.seed])}"
 
     def _known(self, name: str, **kinds: Any) -> dict[str, Any] | None:  # noqa: ANN401 - see get_latest
         try:

@@ -1,20 +1,21 @@
 """`meta-train`: learn the predictor from the records of the meta-training tasks, choose it on the meta-validation ones."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from cluster.checkpoints import Token, get_checkpoint, put_checkpoint, remove_checkpoints
 from cluster.documents import get_latest, put_latest
+from cluster.features import get_features
 from cluster.teachers import load_teacher
 from cluster.weights import put_blob
 from dass.data.tasks import TaskSet
 from dass.embed import Embedder, draw_noise, noise_sha
 from dass.errors import DataError, ObjectNotFoundError
 from dass.meta.episodes import MetaTask
-from dass.meta.features import featurise
+from dass.meta.features import FILE_VERSION, featurise
 from dass.meta.train import STATE_VERSION, MetaConfig, MetaProgress, MetaTraining
 from dass.predictor import PredictorSpec
 from dass.records import Record, Task, content_id
@@ -50,6 +51,10 @@ class Learnable:
     tasks: TaskSet
     records: tuple[Record, ...]
     planned: int
+
+    def of_task(self, task: Task) -> list[Record]:
+        """The records of a task."""
+        return [record for record in self.records if record.run.task == task.id]
 
     @property
     def summary(self) -> dict[str, int]:
@@ -100,7 +105,8 @@ def learnable(job: Job) -> Learnable:
     """
     tasks = job.reader.tasks()
     planned = [run for run in collect.meta_runs(job, tasks) if run.teacher is not None]
-    records = tuple(job.records(run.id for run in planned).values())
+    by_id = job.records(run.id for run in planned)
+    records = tuple(by_id[run.id] for run in planned if run.id in by_id)  # in whatever order the store has them
     if not records:
         raise DataError(f"meta-training needs records, got none of {len(planned)} planned; run `collect` first")
     if len(records) < len(planned):
@@ -129,7 +135,7 @@ def features(
     made: dict[str, MetaTask] = {}
     with job.console.phase("student maps") as bar:
         for task in found.tasks.meta:
-            made[task.id] = features_of(job, task, [r for r in found.records if r.run.task == task.id], device)
+            made[task.id] = features_of(job, task, found.of_task(task), device)
             bar.update(len(made), len(found.tasks.meta))
     return tuple(made[task.id] for task in found.tasks.train), tuple(made[task.id] for task in found.tasks.valid)
 
@@ -150,11 +156,30 @@ def spec_of(job: Job, resolution: int) -> PredictorSpec:
     )
 
 
-def features_of(job: Job, task: Task, records: Sequence[Record], device: torch.device | str = "cpu") -> MetaTask:
-    """The maps, encodings and accuracies of a task's records."""
-    teacher = load_teacher(job.database, teachers.run_of(job, task).id, task.id)
-    embedder = Embedder(teacher.state, teacher.student, draw_noise(task.resolution).to(device))
-    return featurise(task.name, job.space, teacher, records, embedder)
+def features_of(
+    job: Job,
+    task: Task,
+    records: Sequence[Record],
+    device: torch.device | str = "cpu",
+    teacher: str | None = None,
+) -> MetaTask:
+    """The maps, encodings and accuracies of a task's records; of the recipe's teacher unless another is named."""
+    teacher_id = teacher or teachers.run_of(job, task).id
+    known = get_features(job.store, features_key(job, teacher_id, records))
+    if known is not None:
+        return replace(known, maps=known.maps.to(device))
+    found = load_teacher(job.database, teacher_id, task.id)
+    embedder = Embedder(found.state, found.student, draw_noise(task.resolution).to(device))
+    return featurise(task.name, job.space, found, records, embedder)
+
+
+def features_key(job: Job, teacher: str, records: Sequence[Record]) -> str:
+    """Hash of all that the features of these records, in this order, were made from."""
+    noise = noise_sha(draw_noise(job.config.data.resolution))
+    runs = [record.run.id for record in records]
+    return content_id(
+        {"version": FILE_VERSION, "space": job.config.space, "noise": noise, "teacher": teacher, "runs": runs}
+    )
 
 
 def learn(

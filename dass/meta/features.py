@@ -1,15 +1,20 @@
-"""From records to what the predictor sees: encodings, maps and targets of one task."""
+"""From records to what the predictor sees: encodings, maps and targets of one task, and the same as a file."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 
 from dass.embed import Embedder
-from dass.errors import DataError
+from dass.errors import DataError, StoreError
 from dass.kd.teacher import Teacher
 from dass.meta.episodes import ImageFeatures, MetaTask
 from dass.records import Record, Status
 from dass.spaces.space import SearchSpace
+from dass.tensors import pack_tensors, unpack_tensors
+
+FILE_VERSION = 1
+_TENSORS = ("arch", "maps", "targets_pct", "teacher_arch", "teacher_map")
 
 
 def featurise(
@@ -45,3 +50,38 @@ def featurise(
         teacher_accuracy_pct=teacher.accuracy_pct,
         images=images,
     )
+
+
+def pack_task(task: MetaTask) -> bytes:
+    """The task as a safetensors file; `unpack_task` reads it."""
+    tensors = {name: getattr(task, name) for name in _TENSORS}
+    header = {"version": FILE_VERSION, "name": task.name, "teacher_accuracy_pct": task.teacher_accuracy_pct}
+    if task.images is not None:
+        tensors["images"] = task.images.values
+        header["encoder"] = task.images.encoder
+    return pack_tensors(tensors, {"meta_task": header})
+
+
+def unpack_task(data: bytes) -> MetaTask:
+    """The task of a file that `pack_task` made, on the CPU.
+
+    Raises:
+        StoreError: the bytes are no such file, or what they hold does not fit together.
+    """
+    tensors, header = unpack_tensors(data)
+    try:
+        facts = header["meta_task"]
+        if facts["version"] != FILE_VERSION or not math.isfinite(facts["teacher_accuracy_pct"]):
+            raise ValueError(f"version {facts['version']} and teacher accuracy {facts['teacher_accuracy_pct']}")
+        images = ImageFeatures(tensors["images"], str(facts["encoder"])) if "encoder" in facts else None
+        return MetaTask(
+            name=str(facts["name"]),
+            teacher_accuracy_pct=float(facts["teacher_accuracy_pct"]),
+            images=images,
+            **{name: tensors[name] for name in _TENSORS},
+        )
+    except (KeyError, TypeError, ValueError, DataError) as error:
+        raise StoreError(
+            f"expected the features of a task, got a file that does not fit together ({error}); delete it, and it is "
+            "computed anew from the records"
+        ) from error

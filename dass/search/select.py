@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -12,7 +12,7 @@ from dass.cost import count_macs, count_params
 from dass.embed import Embedder, draw_noise, noise_sha
 from dass.errors import ConfigError, DataError, PredictorMismatchError
 from dass.kd.teacher import Teacher
-from dass.meta.episodes import ImageFeatures, Measured, Support
+from dass.meta.episodes import ImageFeatures, Measured, MetaTask, Support
 from dass.meta.method import AdaptedMethod, MetaMethod
 from dass.records import Record, Status, Student
 from dass.search.budget import Budget
@@ -95,6 +95,29 @@ class PredictorScorer:
     def to(self, device: torch.device) -> "PredictorScorer":
         """The same scorer, computing on this device."""
         return PredictorScorer(self._adapted.to(device), self._embedder.to(device), self._space)
+
+
+class StoredScorer:
+    """A meta-learned method that has looked at the task, as a scorer of students whose maps are known already."""
+
+    def __init__(self, adapted: AdaptedMethod, task: MetaTask, students: Sequence[Student]) -> None:
+        """students: those of `task`, in its order."""
+        self._adapted = adapted
+        self._task = task
+        self._row_of = {student: row for row, student in enumerate(students)}
+
+    def score(self, students: Sequence[Student]) -> torch.Tensor:
+        """float32 (n,): predicted accuracy in percent; DataError for a student whose map is not known."""
+        if unknown := [student.key for student in students if student not in self._row_of]:
+            raise DataError(f"only students whose maps are stored can be scored, got {unknown[0]}; give its teacher")
+        rows = torch.tensor([self._row_of[student] for student in students], device=self._task.maps.device)
+        with torch.inference_mode():
+            return self._adapted.score(self._task.maps[rows], self._task.arch[rows]).cpu()
+
+    def to(self, device: torch.device) -> "StoredScorer":
+        """The same scorer, computing on this device."""
+        task = replace(self._task, maps=self._task.maps.to(device))
+        return StoredScorer(self._adapted.to(device), task, list(self._row_of))
 
 
 def make_scorer(

@@ -35,17 +35,21 @@ def tiny10() -> Config:
 
 
 def tiny10_32px() -> Config:
-    """The same splits at 32 px with base widths of a quarter and few epochs, for machines without a GPU."""
+    """The same splits at 32 px with base widths of a quarter and few epochs: some hours on 2 cores, without a GPU.
+
+    The records that the package ships were collected with it. Targets are cut in halves, as the splits are: accuracies
+    on many valid images are less noisy.
+    """
     full = tiny10()
-    brief = Recipe(epochs=2, eval_every=1)
+    student = Recipe(epochs=10)
     return replace(
         full,
         name="tiny10_32px",
         space="paper5_w8",
-        data=replace(full.data, resolution=32, train_tasks=2, valid_tasks=1),
-        teacher=replace(TEACHER_RECIPE, epochs=3, eval_every=1),
-        student=brief,
-        final=brief,
-        lanes=LaneConfig(num=2, cpus=1.0, threads=1, cohort_size=4, yield_every=10, checkpoint_s=20.0, lease_s=120.0),
-        collect=CollectConfig(students_per_task=8),
+        data=replace(full.data, resolution=32, valid_fraction=0.5),
+        teacher=replace(TEACHER_RECIPE, epochs=20),
+        student=student,
+        final=student,
+        lanes=LaneConfig(num=2, cpus=1.0, threads=1, cohort_size=16, checkpoint_s=60.0, lease_s=120.0),
+        collect=CollectConfig(students_per_task=30, target_students=30, target_repeats=10),
     )

@@ -292,7 +292,7 @@ class TestBadInput:
         [
             (("--methods", "snipe"), "a method must be one of params, macs, depth, random, grad_norm,"),
             (("--seeds", "0"), "--seeds must be >= 1, got 0"),
-            (("--records", "mine"), "--records must be store or shipped, got 'mine'"),
+            (("--records", "mine"), "'mine' is not one of 'store', 'shipped'"),
             (("--records", "shipped"), "no records ship with this version yet"),
             (("--output", "page.txt"), "--output must be a file ending in .html in a folder that exists, got page.txt"),
             (("--set", "collect.sample_seed=3"), "meta-training needs records, got none of 9 planned"),
