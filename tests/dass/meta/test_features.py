@@ -4,13 +4,15 @@ import pytest
 import torch
 
 from dass.embed import Embedder, draw_noise
-from dass.errors import DataError
+from dass.errors import DataError, StoreError
 from dass.kd.teacher import Teacher
-from dass.meta.features import featurise
+from dass.meta.episodes import ImageFeatures, MetaTask
+from dass.meta.features import featurise, pack_task, unpack_task
 from dass.networks import build
 from dass.records import Provenance, Recipe, Record, Result, Run, Status, Student
 from dass.remap import remap
 from dass.spaces import get_space
+from dass.tensors import pack_tensors, unpack_tensors
 
 SPACE = get_space("smoke")
 NUM_CLASSES = 3
@@ -76,3 +78,48 @@ def test_one_finished_student_is_not_a_task() -> None:
         featurise("flowers", SPACE, TEACHER, [first, lost], EMBEDDER)
     with pytest.raises(DataError, match="got 0 of 0 records"):
         featurise("flowers", SPACE, TEACHER, [], EMBEDDER)
+
+
+def equal(left: MetaTask, right: MetaTask) -> bool:
+    names = ("arch", "maps", "targets_pct", "teacher_arch", "teacher_map")
+    facts = all((left.name == right.name, left.teacher_accuracy_pct == right.teacher_accuracy_pct))
+    return facts and all(torch.equal(getattr(left, name), getattr(right, name)) for name in names)
+
+
+def test_a_file_gives_the_task_back() -> None:
+    task = featurise("flowers", SPACE, TEACHER, make_records(5), EMBEDDER)
+    again = unpack_task(pack_task(task))
+    assert equal(again, task)
+    assert again.images is None
+    images = ImageFeatures(torch.rand(3, 4, 5), "some network")
+    again = unpack_task(pack_task(replace(task, images=images)))
+    assert equal(again, task)
+    assert again.images is not None
+    assert again.images.encoder == "some network"
+    assert torch.equal(again.images.values, images.values)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("maps", None),
+        ("maps", torch.full((5, 64, 2, 2), torch.nan)),
+        ("targets_pct", torch.full((5,), 101.0)),
+        ("teacher_arch", torch.zeros(3)),
+        ("version", 2),
+        ("teacher_accuracy_pct", "87.5"),
+        ("encoder", "one without images"),
+    ],
+)
+def test_a_file_that_does_not_fit_together_is_refused(name: str, value: torch.Tensor | float | str | None) -> None:
+    tensors, header = unpack_tensors(pack_task(featurise("flowers", SPACE, TEACHER, make_records(5), EMBEDDER)))
+    if isinstance(value, torch.Tensor):
+        tensors[name] = value
+    elif value is None:
+        del tensors[name]
+    else:
+        header["meta_task"][name] = value
+    with pytest.raises(StoreError, match="expected the features of a task"):
+        unpack_task(pack_tensors(tensors, header))
+    with pytest.raises(StoreError):
+        unpack_task(b"not a file")

@@ -20,7 +20,7 @@ from dass.meta.method import MetaMethod
 from dass.meta.train import MetaConfig, MetaTraining
 from dass.records import Record, Status
 from dass.search.budget import Budget
-from dass.search.select import SearchConfig, make_scorer, search
+from dass.search.select import SearchConfig, StoredScorer, make_scorer, search
 from dass.search.strategies import make_strategy
 from tests.dass.meta.test_features import NUM_CLASSES, SPACE, make_record, make_teacher
 
@@ -90,6 +90,19 @@ def test_scores_are_those_of_the_method_on_the_task_made_of_the_records(name: st
     assert (found.dtype, found.shape) == (torch.float32, (len(asked),))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(scorer.to(torch.device("cpu")).score(asked[::-1]), found.flip(0), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_stored_maps_give_the_scores_that_the_teacher_gives(name: str) -> None:
+    method = METHODS[name]
+    shown, rest = split_support(len(UNSEEN), method.num_support, "unseen")
+    measured, asked = [UNSEEN[i] for i in shown], [UNSEEN[i].run.student for i in rest.flip(0)]
+    expected = make_scorer(method, SPACE, TEACHER, images=IMAGES, measured=measured).score(asked)
+    of = featurise("unseen", SPACE, TEACHER, UNSEEN, Embedder(TEACHER.state, TEACHER.student, NOISE), IMAGES)
+    scorer = StoredScorer(method.adapt(of.support(shown)), of, [record.run.student for record in UNSEEN])
+    torch.testing.assert_close(scorer.to(torch.device("cpu")).score(asked), expected, rtol=1e-4, atol=1e-3)
+    with pytest.raises(DataError, match="only students whose maps are stored can be scored"):
+        scorer.score([SPACE.sample(256, torch.Generator())[-1], SPACE.largest])
 
 
 @pytest.mark.parametrize("name", ["maml", "meta_d2a", "tans"])
