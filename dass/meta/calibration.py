@@ -43,7 +43,7 @@ _LEAST_SD = 1e-3  # points; no label resolves less
 _LEAST_SHARE = 0.1  # of the variance, which label noise cannot explain away
 _SURE = 1e-4  # a pair's likelihood is never taken as lower
 _CLEARLY = 0.01  # nats per pair
-_PAIRS = 1000  # of a task, at most, that the temperature is found on
+_PAIRS = 500  # of a task, at most, that the temperature is found on
 _TINY = 1e-12  # in the place of a divisor of 0
 _DECIMALS = 4  # of the errors kept: a ten-thousandth of a point
 

@@ -50,7 +50,7 @@ class TestIntervals:
 
     @pytest.mark.parametrize(("level", "per_group"), [(0.8, 1), (0.6, 1), (0.6, 2)])
     def test_it_covers_students_of_new_tasks_as_often_as_it_says(self, level: float, per_group: int) -> None:
-        rng, world, num = np.random.default_rng(0), World(), 1500
+        rng, world, num = np.random.default_rng(0), World(), 1000
         groups, hits = 9, 0
         for _ in range(num):
             calibration = evidence_alone(world.held_out(rng, groups * per_group, 6, per_group))
@@ -117,7 +117,7 @@ class TestIntervals:
 GAPS = torch.tensor([0.25, 1.0, 2.0, 4.0, 7.0])
 
 
-def frequencies(world: World, *, noise: float = 0.0, tasks: int = 4000, pairs: int = 20) -> Values:
+def frequencies(world: World, *, noise: float = 0.0, tasks: int = 1500, pairs: int = 150) -> Values:
     """How often on fresh tasks one of two students, predicted so much better, is better: (tasks, GAPS)."""
     rng = np.random.default_rng(99)
     slopes, sds = (kind[:, None, None] for kind in world.kinds(rng, tasks))
@@ -136,14 +136,11 @@ class TestPairs:
         ids=["plain", "some tasks useless", "any slope", "any spread"],
     )
     def test_its_word_is_the_frequency_on_fresh_tasks(self, world: World) -> None:
-        calibration = calibrate(world.held_out(np.random.default_rng(3), 60, 40))
+        calibration = calibrate(world.held_out(np.random.default_rng(3), 40, 30))
         assert calibration.unit == "points"
-        won = frequencies(world, GAPS)
-        share, tasks = np.nanmean(won, axis=0), (~np.isnan(won)).sum(axis=0)
-        reach = (
-            3 * np.nanstd(won, axis=0) * np.sqrt(1 / tasks + 1 / 80)
-        )  # of the fresh tasks, and of those learned from
-        assert np.all(np.abs(calibration.probability_better(GAPS).numpy() - share) <= reach + 0.01)
+        won = frequencies(world)
+        reach = 3 * won.std(axis=0) / math.sqrt(40)  # the tasks learned from are a sample too
+        assert np.all(np.abs(calibration.probability_better(GAPS).numpy() - won.mean(axis=0)) <= reach)
 
     def test_a_student_as_often_better_as_not_has_a_gap_of_0_and_chances_rise_with_the_gap(self) -> None:
         calibration = calibrate(World().held_out(np.random.default_rng(4), 5, 20))
@@ -154,7 +151,7 @@ class TestPairs:
 
     def test_tasks_that_are_all_alike_give_the_normal_distribution(self) -> None:
         world = World(slopes=(0.8, 0.8), sds=(2.0, 2.0))
-        calibration = calibrate(world.held_out(np.random.default_rng(5), 20, 300))
+        calibration = calibrate(world.held_out(np.random.default_rng(5), 20, 150))
         expected = [0.5 * (1 + math.erf(0.8 * gap / (2 * math.sqrt(2)) / math.sqrt(2))) for gap in GAPS.tolist()]
         assert calibration.probability_better(GAPS).tolist() == pytest.approx(expected, abs=0.02)
 
@@ -192,11 +189,11 @@ class TestPairs:
 
     def test_with_the_label_noise_known_it_speaks_of_what_many_runs_would_show(self) -> None:
         world = World(label_noise=2.0, sds=(1.5, 1.5))
-        found = world.held_out(np.random.default_rng(9), 60, 60)
+        found = world.held_out(np.random.default_rng(9), 40, 30)
         blind, knowing = calibrate(found), calibrate(found, label_noise_pct=2.0)
         for calibration, noise in ((blind, 2.0), (knowing, 0.0)):
             share = frequencies(world, noise=noise).mean(axis=0)
-            assert calibration.probability_better(GAPS).tolist() == pytest.approx(share.tolist(), abs=0.015)
+            assert calibration.probability_better(GAPS).tolist() == pytest.approx(share.tolist(), abs=0.03)
 
     def test_noise_larger_than_all_that_was_seen_does_not_make_it_certain(self) -> None:
         found = World().held_out(np.random.default_rng(10), 5, 20)
@@ -215,7 +212,7 @@ class TestPairs:
 
     def test_the_device_of_the_gaps_is_that_of_the_chances(self) -> None:
         gaps = torch.ones(2, 3, device="cuda" if torch.cuda.is_available() else "cpu")
-        chances = calibrate(World().held_out(np.random.default_rng(13), 3, 5)).probability_better(gaps)
+        chances = small((1.0, -1.0, 1.0), (1.0, 1.0, 0.0)).probability_better(gaps)
         assert (chances.device, chances.shape) == (gaps.device, gaps.shape)
 
 
