@@ -25,6 +25,7 @@ class World:
     spreads: tuple[float, float] = (3.0, 3.0)
     useless: float = 0.0
     label_noise: float = 0.0
+    heavy_tails: bool = False  # residuals of Student's t with 2 degrees of freedom, whose variance is infinite
     per_spread: bool = False  # a prediction means as much as its place in the task's spread
 
     def draw(self, rng: np.random.Generator, num: int, level: float | None = None) -> tuple[Values, Values, Values]:
@@ -33,13 +34,18 @@ class World:
         predicted = rng.uniform(*self.spreads) * rng.normal(size=num)
         slope, sd = (float(each[0]) for each in self.kinds(rng, 1))
         scaled = 3 * predicted / predicted.std(ddof=1) if self.per_spread else predicted
-        true = level + slope * scaled + sd * rng.normal(size=num)
+        true = level + slope * scaled + sd * self.residuals(rng, num)
         return 60 + predicted, 60 + true, 60 + true + self.label_noise * rng.normal(size=num)
 
     def kinds(self, rng: np.random.Generator, num: int) -> tuple[Values, Values]:
         """The slopes (num,) and residual sds (num,) of new tasks."""
         slopes = np.where(rng.random(num) < self.useless, 0.0, rng.uniform(*self.slopes, size=num))
         return slopes, rng.uniform(*self.sds, size=num)
+
+    def residuals(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> Values:
+        """What is left of accuracies, before its task's sd."""
+        drawn: Values = rng.standard_t(2, size=size) if self.heavy_tails else rng.normal(size=size)
+        return drawn
 
     def held_out(self, rng: np.random.Generator, tasks: int, num: int, per_group: int = 1) -> list[HeldOut]:
         """So many tasks as if they had been held out; those of one group have one error of the level in common."""

@@ -121,10 +121,8 @@ def frequencies(world: World, *, noise: float = 0.0, tasks: int = 1500, pairs: i
     """How often on fresh tasks one of two students, predicted so much better, is better: (tasks, GAPS)."""
     rng = np.random.default_rng(99)
     slopes, sds = (kind[:, None, None] for kind in world.kinds(rng, tasks))
-    first, second = (
-        sds * rng.normal(size=(tasks, pairs, len(GAPS))) + noise * rng.normal(size=(tasks, pairs, len(GAPS)))
-        for _ in range(2)
-    )
+    shape = (tasks, pairs, len(GAPS))
+    first, second = (sds * world.residuals(rng, shape) + noise * rng.normal(size=shape) for _ in range(2))
     won: Values = (slopes * GAPS.numpy() + first > second).mean(axis=1)
     return won
 
@@ -148,6 +146,13 @@ class TestPairs:
         assert chances[40] == 0.5
         assert (chances.diff() > 0).all()
         assert torch.allclose(chances + chances.flip(0), torch.ones(81, dtype=torch.float64))
+
+    def test_residuals_that_are_not_normal_hardly_mislead_it(self) -> None:
+        world = World(heavy_tails=True)
+        calibration = calibrate(world.held_out(np.random.default_rng(19), 25, 30))
+        assert calibration.temperature < 1  # least squares think of a few students far out, pairs of the many near
+        share = frequencies(world).mean(axis=0)
+        assert calibration.probability_better(GAPS).tolist() == pytest.approx(share.tolist(), abs=0.04)
 
     def test_tasks_that_are_all_alike_give_the_normal_distribution(self) -> None:
         world = World(slopes=(0.8, 0.8), sds=(2.0, 2.0))

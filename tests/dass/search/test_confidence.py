@@ -9,7 +9,7 @@ import torch
 from dass.errors import ConfigError, DataError
 from dass.meta.calibration import Calibration, TaskEvidence, calibrate
 from dass.search.confidence import head_confidence, pilot_runs
-from tests.dass.meta.simulated import TEACHER, World
+from tests.dass.meta.simulated import TEACHER, Values, World
 
 
 def known(*kinds: tuple[float, float], noise: float | None = None) -> Calibration:
@@ -22,11 +22,12 @@ MIXED = known((1.0, 1.0), (0.5, 2.0), (0.0, 1.5))
 SCORES = torch.tensor([70.0, 69.5, 69.4, 68.0, 66.0, 60.0])
 
 
-def brute_force(calibration: Calibration, scores: torch.Tensor, num: int, rng: np.random.Generator) -> np.ndarray:
+def brute_force(calibration: Calibration, scores: torch.Tensor, num: int, rng: np.random.Generator) -> Values:
     """True accuracies of simulated tasks, (num, n)."""
     chance, slope, sd = (each.numpy() for each in calibration.likeness())
     kinds = rng.choice(len(chance), size=num, p=chance)
-    return slope[kinds, None] * scores.numpy() + sd[kinds, None] * rng.normal(size=(num, len(scores)))
+    true: Values = slope[kinds, None] * scores.numpy() + sd[kinds, None] * rng.normal(size=(num, len(scores)))
+    return true
 
 
 class TestHead:
@@ -81,7 +82,7 @@ class TestPilots:
         for runs in range(9):
             taken = shown[:, : max(1, runs)].argmax(axis=1)
             regret = true.max(axis=1) - true[np.arange(len(true)), taken]
-            reach = 4 * regret.std() * math.sqrt(2 / len(true))
+            reach = 4 * float(regret.std()) * math.sqrt(2 / len(true))
             assert plan.regrets_pct[runs] == pytest.approx(regret.mean(), abs=reach)
 
     def test_on_fresh_tasks_the_regret_is_as_foretold(self) -> None:
@@ -95,8 +96,8 @@ class TestPilots:
             order = np.argsort(-predicted)
             foretold.append(plan.after_pct)
             found.append(true.max() - true[order[: max(1, plan.runs)]].max())
-        reach = 3.5 * np.std(found) * math.sqrt(1 / 60 + 1 / 30)
-        assert np.mean(foretold) == pytest.approx(np.mean(found), abs=reach)
+        reach = 3.5 * float(np.std(found)) * math.sqrt(1 / 60 + 1 / 30)
+        assert np.mean(foretold) == pytest.approx(float(np.mean(found)), abs=reach)
 
     def test_the_number_is_the_fewest_that_are_enough(self) -> None:
         plan = pilot_runs(MIXED, torch.linspace(60, 70, 40), within_pct=2.0)
