@@ -71,10 +71,11 @@ class TaskEvidence:
     def __post_init__(self) -> None:
         numbers = (*self.errors_pct, self.slope, self.sd_pct, self.spread_pct)
         is_legal = all(map(math.isfinite, numbers)) and self.slope >= 0 and self.sd_pct > 0 and self.spread_pct >= 0
-        if not self.errors_pct or not is_legal:
+        if len(self.errors_pct) < MIN_STUDENTS or not is_legal:
             raise DataError(
-                "a task's evidence must have errors, all finite, slope >= 0, sd_pct > 0 and spread_pct >= 0, got "
-                f"{len(self.errors_pct)}, {self.slope}, {self.sd_pct} and {self.spread_pct}; calibrate again"
+                f"a task's evidence must have at least {MIN_STUDENTS} errors, all finite, slope >= 0, sd_pct > 0 and "
+                f"spread_pct >= 0, got {len(self.errors_pct)}, {self.slope}, {self.sd_pct} and {self.spread_pct}; "
+                "calibrate again"
             )
 
 
@@ -169,10 +170,13 @@ class Calibration:
     def interval(self, predicted_pct: float, level: float, top_share: float = 1.0) -> tuple[float, float] | None:
         """Where the accuracy of a student of a new task lies with a chance of `level`; None where that is not reachable.
 
-        Cut at 0 and 100. The rest as in `half_width_pct`.
+        It is the accuracy of a single run, label noise and all. Cut at 0 and 100. The rest as in `half_width_pct`.
         """
         reach = self.half_width_pct(level, top_share)
-        return None if reach is None else (max(0.0, predicted_pct - reach), min(100.0, predicted_pct + reach))
+        if reach is None:
+            return None
+        low, high = (min(100.0, max(0.0, predicted_pct + side)) for side in (-reach, reach))
+        return low, high
 
     def coverage(self, predicted_pct: torch.Tensor, accuracies_pct: torch.Tensor, level: float) -> float | None:
         """The share of a new task's students (n,) whose accuracy is in its interval; None where the level is not reachable.

@@ -102,6 +102,7 @@ class TestIntervals:
         calibration = small((9.0, 9.0, -9.0), (9.0, 9.0, -9.0))
         assert calibration.interval(95.0, 0.5) == (86.0, 100.0)
         assert calibration.interval(4.0, 0.5) == (0.0, 13.0)
+        assert calibration.interval(120.0, 0.5) == (100.0, 100.0)
 
     def test_coverage_is_the_share_within_the_interval(self) -> None:
         calibration = small((2.0, 2.0, -2.0), (2.0, 2.0, -2.0))
@@ -272,7 +273,7 @@ DAMAGES: dict[str, Callable[[Any], Any]] = {
     "a truth value for a number": set_in("tasks", 1, "sd_pct", to=True),
     "a text for a list": set_in("tasks", 1, "errors_pct", to="123"),
     "a negative sd": set_in("tasks", 1, "sd_pct", to=-1.0),
-    "no errors": set_in("tasks", 1, "errors_pct", to=[]),
+    "too few errors": set_in("tasks", 1, "errors_pct", to=[1.0, 2.0]),
     "a statistic too few": set_in("tasks", 1, "teacher", "map_statistics", to=[1.0]),
     "a teacher above 100 %": set_in("tasks", 1, "teacher", "accuracy_pct", to=101.0),
     "one task alone": lambda document: document["tasks"].__delitem__(slice(1, None)),

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from dass.data.splits import tiny10
 from dass.errors import ConfigError
 from dass.meta.calibration import calibrate
 from dass.meta.calibration_file import from_document, to_document
@@ -15,6 +16,7 @@ from dass.meta.train import MetaConfig, MetaTraining
 from dass.metrics import spearman
 from dass.records import Task
 from dass.search.confidence import head_confidence, pilot_runs
+from tests.dass.data.packs import make_pack
 from tests.dass.meta.toy import spec, task
 
 CONFIG = MetaConfig(episodes=2, queries=6, eval_every=1, hidden_dim=8)
@@ -66,6 +68,10 @@ class TestFolds:
             collected("4", (0, 1), "another pack"),
         ]  # fmt: skip
         assert by_classes(tasks) == [[0, 2], [1], [3], [4]]
+
+    def test_the_two_halves_of_tiny10_are_one_group(self) -> None:
+        tasks = tiny10(make_pack(num_classes=10, per_class=24))
+        assert by_classes(tasks) == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
 
 
 class TestHeldOut:

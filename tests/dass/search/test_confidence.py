@@ -14,7 +14,7 @@ from tests.dass.meta.simulated import TEACHER, Values, World
 
 def known(*kinds: tuple[float, float], noise: float | None = None) -> Calibration:
     """A world of tasks with these slopes and sds, each with the same chance."""
-    tasks = [TaskEvidence(str(k), str(k), TEACHER, (0.0,), slope, sd, 1.0) for k, (slope, sd) in enumerate(kinds)]
+    tasks = [TaskEvidence(str(k), str(k), TEACHER, (0.0,) * 3, slope, sd, 1.0) for k, (slope, sd) in enumerate(kinds)]
     return Calibration(tuple(tasks), "points", 1.0, 0.0, noise)
 
 
