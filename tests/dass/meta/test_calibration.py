@@ -1,9 +1,11 @@
 """Intervals and pair probabilities against simulated worlds, brute force and hand calculations."""
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -161,8 +163,29 @@ class TestPairs:
         expected = [0.5 * (1 + math.erf(0.8 * gap / (2 * math.sqrt(2)) / math.sqrt(2))) for gap in GAPS.tolist()]
         assert calibration.probability_better(GAPS).tolist() == pytest.approx(expected, abs=0.02)
 
-    def test_what_is_said_of_a_group_rests_on_the_others(self) -> None:
-        """Three tasks in perfect order and a fourth that is upside down: as many doubts as the left-out ones teach."""
+    def test_its_temperature_is_that_by_which_groups_foretell_each_other_best(self) -> None:
+        found = World(useless=0.3).held_out(np.random.default_rng(20), 8, 10, per_group=2)
+        calibration = calibrate(found)
+        lines = {each.name: (each.slope, each.sd_pct) for each in calibration.tasks}
+
+        def loss(temperature: float) -> float:
+            losses = []
+            for task in found:
+                others = [lines[each.name] for each in found if each.group != task.group]
+                for i, j in itertools.combinations(range(10), 2):
+                    gap = task.predicted_pct[i] - task.predicted_pct[j]
+                    chances = [
+                        NormalDist().cdf(gap * slope / (temperature * sd * math.sqrt(2))) for slope, sd in others
+                    ]
+                    chance = sum(chances) / len(chances)
+                    losses.append(-math.log(chance if task.accuracies_pct[i] > task.accuracies_pct[j] else 1 - chance))
+            return sum(losses) / len(losses)
+
+        assert calibration.unit == "points"
+        assert calibration.pair_log_loss == pytest.approx(loss(calibration.temperature), rel=1e-6)
+        assert calibration.pair_log_loss <= min(map(loss, (0.6, 0.8, 1.0, 1.5, 2.5, 4.0))) + 1e-6
+
+    def test_a_task_upside_down_makes_it_doubt(self) -> None:
         rng = np.random.default_rng(6)
         good = World(slopes=(1.0, 1.0), sds=(0.5, 0.5)).held_out(rng, 4, 30)
         upside_down = dataclasses.replace(good[3], accuracies_pct=tuple(120 - y for y in good[3].accuracies_pct))
