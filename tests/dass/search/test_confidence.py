@@ -1,0 +1,143 @@
+"""The head of a ranking and pilot runs against brute force, and against fresh tasks of a simulated world."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from dass.errors import ConfigError, DataError
+from dass.meta.calibration import Calibration, TaskEvidence, calibrate
+from dass.search.confidence import head_confidence, pilot_runs
+from tests.dass.meta.simulated import TEACHER, Values, World
+
+
+def known(*kinds: tuple[float, float], noise: float | None = None) -> Calibration:
+    """A world of tasks with these slopes and sds, each with the same chance."""
+    tasks = [TaskEvidence(str(k), str(k), TEACHER, (0.0,) * 3, slope, sd, 1.0) for k, (slope, sd) in enumerate(kinds)]
+    return Calibration(tuple(tasks), "points", 1.0, 0.0, noise)
+
+
+MIXED = known((1.0, 1.0), (0.5, 2.0), (0.0, 1.5))
+SCORES = torch.tensor([70.0, 69.5, 69.4, 68.0, 66.0, 60.0])
+
+
+def brute_force(calibration: Calibration, scores: torch.Tensor, num: int, rng: np.random.Generator) -> Values:
+    """True accuracies of simulated tasks, (num, n)."""
+    chance, slope, sd = (each.numpy() for each in calibration.likeness())
+    kinds = rng.choice(len(chance), size=num, p=chance)
+    true: Values = slope[kinds, None] * scores.numpy() + sd[kinds, None] * rng.normal(size=(num, len(scores)))
+    return true
+
+
+class TestHead:
+    def test_chances_are_those_of_brute_force(self) -> None:
+        true = brute_force(MIXED, SCORES, 100_000, np.random.default_rng(0))
+        found = head_confidence(MIXED, SCORES, num=5)
+        best = np.bincount(true[:, :5].argmax(axis=1), minlength=5) / len(true)
+        assert found.is_best == pytest.approx(best.tolist(), abs=0.007)
+        assert found.beats_runner_up == pytest.approx((true[:, 0] > true[:, 1]).mean(), abs=0.007)
+
+    def test_chances_to_be_best_sum_to_1(self) -> None:
+        for scores in (SCORES, torch.linspace(0, 90, 50), torch.full((7,), 50.0)):
+            assert sum(head_confidence(MIXED, scores, num=50).is_best) == pytest.approx(1, abs=1e-9)
+
+    def test_of_two_the_chance_to_be_best_is_that_to_beat_the_other(self) -> None:
+        found = head_confidence(MIXED, SCORES, num=2)
+        assert found.is_best[0] == pytest.approx(found.beats_runner_up, abs=1e-9)
+
+    def test_equal_predictions_have_equal_chances(self) -> None:
+        assert head_confidence(MIXED, torch.full((4,), 50.0)).is_best == pytest.approx([0.25] * 4)
+
+    def test_neither_order_nor_level_nor_failed_candidates_matter(self) -> None:
+        scores = torch.cat([SCORES.flip(0) + 10, torch.tensor([math.nan, -math.inf])])
+        assert head_confidence(MIXED, scores).is_best == pytest.approx(head_confidence(MIXED, SCORES).is_best)
+
+    @pytest.mark.parametrize(("lead", "can"), [(2.4, True), (2.2, False)])  # 2.326 is the normal's, at 95 % and sd 1
+    def test_the_verdict_is_that_of_the_level(self, lead: float, can: bool) -> None:
+        found = head_confidence(known((1.0, 1.0), (1.0, 1.0)), torch.tensor([50.0 + lead, 50.0]))
+        assert found.is_distinguishable is can
+        assert ("can be told" if can else "cannot be told") in found.verdict
+        assert "95 %" in found.verdict
+
+    @pytest.mark.parametrize("change", [{"num": 1}, {"level": 1.0}, {"level": 0.0}])
+    def test_settings_out_of_range_are_refused(self, change: dict[str, float]) -> None:
+        with pytest.raises(ConfigError, match="num must be >= 2"):
+            head_confidence(MIXED, SCORES, **change)  # type: ignore[arg-type]
+
+    def test_one_candidate_has_no_runner_up(self) -> None:
+        with pytest.raises(DataError, match="at least 2 finite predictions, got 1"):
+            head_confidence(MIXED, torch.tensor([1.0, math.nan]))
+
+
+class TestPilots:
+    @pytest.mark.parametrize("noise", [None, 0.8])
+    def test_expected_regrets_are_those_of_brute_force(self, noise: float | None) -> None:
+        calibration = known((1.0, 1.0), (0.5, 2.0), (0.0, 1.5), noise=noise)
+        scores = torch.linspace(60, 70, 40)
+        plan = pilot_runs(calibration, scores, draws=20_000, max_runs=8)
+        rng = np.random.default_rng(1)
+        true = brute_force(calibration, scores.flip(0), 20_000, rng)
+        shown = true + (noise or 0) * rng.normal(size=true.shape)
+        for runs in range(9):
+            taken = shown[:, : max(1, runs)].argmax(axis=1)
+            regret = true.max(axis=1) - true[np.arange(len(true)), taken]
+            reach = 4 * float(regret.std()) * math.sqrt(2 / len(true))
+            assert plan.regrets_pct[runs] == pytest.approx(regret.mean(), abs=reach)
+
+    def test_on_fresh_tasks_the_regret_is_as_foretold(self) -> None:
+        world, rng = World(useless=0.2), np.random.default_rng(2)
+        calibration = calibrate(world.held_out(rng, 30, 40))
+        foretold: list[float] = []
+        found: list[float] = []
+        for _ in range(60):
+            predicted, true, _ = world.draw(rng, 100)
+            plan = pilot_runs(calibration, torch.tensor(predicted), within_pct=1.0, draws=300)
+            order = np.argsort(-predicted)
+            foretold.append(plan.after_pct)
+            found.append(true.max() - true[order[: max(1, plan.runs)]].max())
+        reach = 3.5 * float(np.std(found)) * math.sqrt(1 / 60 + 1 / 30)
+        assert np.mean(foretold) == pytest.approx(float(np.mean(found)), abs=reach)
+
+    def test_the_number_is_the_fewest_that_are_enough(self) -> None:
+        plan = pilot_runs(MIXED, torch.linspace(60, 70, 40), within_pct=2.0)
+        assert plan.is_enough
+        assert plan.runs >= 2
+        assert plan.after_pct <= 2.0 < min(plan.regrets_pct[: plan.runs])
+        assert plan.before_pct == plan.regrets_pct[0] == plan.regrets_pct[1]
+
+    def test_a_predictor_that_is_right_needs_none(self) -> None:
+        plan = pilot_runs(known((1.0, 0.01), (1.0, 0.01)), SCORES)
+        assert (plan.runs, plan.is_enough) == (0, True)
+        assert plan.before_pct < 0.01
+
+    def test_where_the_most_are_not_enough_it_says_so(self) -> None:
+        plan = pilot_runs(known((0.0, 3.0), (0.0, 3.0)), torch.linspace(60, 70, 500), max_runs=4)
+        assert (plan.runs, plan.is_enough) == (4, False)
+        assert plan.after_pct > 0.5
+        assert len(plan.regrets_pct) == 5
+
+    def test_all_distilled_leaves_no_regret_without_label_noise(self) -> None:
+        plan = pilot_runs(MIXED, SCORES, max_runs=100, within_pct=1e-9)
+        assert plan.runs == len(SCORES)
+        assert plan.after_pct == 0.0
+
+    def test_the_seed_decides(self) -> None:
+        first, again, other = (pilot_runs(MIXED, SCORES, seed=seed).regrets_pct for seed in (0, 0, 1))
+        assert first == again != other
+
+    @pytest.mark.parametrize("change", [{"within_pct": 0.0}, {"max_runs": 0}, {"draws": 0}, {"within_pct": math.nan}])
+    def test_settings_out_of_range_are_refused(self, change: dict[str, float]) -> None:
+        with pytest.raises(ConfigError, match="within_pct must be > 0"):
+            pilot_runs(MIXED, SCORES, **change)  # type: ignore[arg-type]
+
+    def test_without_predictions_there_is_nothing_to_run(self) -> None:
+        with pytest.raises(DataError, match="at least 1 finite"):
+            pilot_runs(MIXED, torch.tensor([math.nan]))
+
+    def test_predictions_on_another_device_will_do(self) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        assert pilot_runs(MIXED, SCORES.to(device)).regrets_pct == pytest.approx(pilot_runs(MIXED, SCORES).regrets_pct)
+        assert head_confidence(MIXED, SCORES.to(device)).is_best == pytest.approx(
+            head_confidence(MIXED, SCORES).is_best
+        )
