@@ -13,8 +13,9 @@ def render_card(
     """A title, lines of text, a table and a picture, all text escaped.
 
     head: of the table, whose first row is then the best of all; empty for a table of facts, a name and a value each.
-    picture: SVG text of our own.
+    picture: SVG text of our own; labels may reach a little beyond its edge.
     """
+    picture = picture.replace("<svg", '<svg style="display: block; overflow: visible"', 1)
     text = (
         make_environment(())
         .get_template("card.html")

@@ -10,7 +10,7 @@ from dass.networks import build
 from dass.networks.files import student_bytes
 from dass.records import Task
 from dass.report.cards import render_card
-from dass.report.wording import count, percent, times
+from dass.report.wording import count, percent
 
 
 class Distilled:
@@ -44,7 +44,9 @@ class Distilled:
         try:
             Path(file).write_bytes(data)
         except OSError as error:
-            raise ConfigError(f"a student must go to a writable path, got {file} ({error.strerror})") from error
+            raise ConfigError(
+                f"a student must go to a writable path, got {file} ({error.strerror}); correct the path"
+            ) from error
 
     def __repr__(self) -> str:
         width = max(len(name) for name, _ in self._facts())
@@ -71,7 +73,7 @@ class Distilled:
                 f"{percent(self._accuracy_pct)} %, the teacher's {percent(self._teacher.accuracy_pct)} %",
             ),
             ("predicted", f"{percent(self.predicted_pct)} %"),
-            ("MACs", f"{count(macs)}, {times(largest / macs)} fewer than the teacher"),
+            ("MACs", f"{count(macs)}, the teacher's {count(largest)}"),
             ("parameters", count(count_params(student, num_classes))),
             ("classes", ", ".join(self.classes)),
             ("trained", f"{self.run.recipe.epochs} epochs, seed {self.run.seed}"),

@@ -118,7 +118,7 @@ class Pretrained:
             max_macs_ratio: the same as a share of the teacher's; not both.
             max_params: budget in trainable parameters.
             candidates: students to score.
-            seed: of the students drawn.
+            seed: of the students drawn; the cut into parts is that of the verbs under `data.seed=0`.
             valid_fraction: share of each class that is cut off where the images have no valid part.
             test_fraction: the same of a test part.
             teacher_recipe: of a teacher that is trained here.
@@ -205,9 +205,11 @@ def _state_of(teacher: Mapping[str, torch.Tensor] | torch.nn.Module) -> Mapping[
 def _usable(device: torch.device | str) -> torch.device:
     """The device, if torch can compute on it here."""
     try:
-        return torch.empty(0, device=device).device
+        probe = torch.zeros(1, device=device)
+        probe.item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
             f"device must be one that torch can use here, got {device!r} ({reason}); use 'cpu'"
         ) from error
+    return probe.device

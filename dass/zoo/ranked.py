@@ -10,7 +10,7 @@ from dass.kd.teacher import Teacher
 from dass.records import Recipe, Run, Student, Task
 from dass.report.cards import render_card
 from dass.report.model import PageData
-from dass.report.wording import count, percent, times
+from dass.report.wording import count, percent
 from dass.search.budget import Budget
 from dass.search.ranking import COLUMNS, Candidate, Ranking, pareto, to_row
 from dass.spaces import SearchSpace
@@ -142,7 +142,7 @@ class RankedStudents(Sequence[Candidate]):
             f"{self.scored:,} students ranked for {task.name}",
             ", ".join([f"{task.num_classes} classes at {task.resolution} px, space {self.space.name}", *limits]),
             f"The teacher reaches {percent(self.teacher.accuracy_pct)} % on valid with {count(macs)} MACs; the best student "
-            f"is predicted to reach {percent(self.best.score)} % with {times(macs / self.best.macs)} fewer.",
+            f"is predicted to reach {percent(self.best.score)} % with {count(self.best.macs)}.",
         ]
         if not self._is_selected:
             lines.append(

@@ -20,6 +20,7 @@ from dass.networks.files import load_student
 from dass.records import Record, Task
 from dass.search.ranking import Candidate
 from dass.spaces import get_space
+from dass.threads import one_thread
 from dass.zoo import RankedStudents, load
 from jobs import distil, teachers
 from jobs.job import Job
@@ -29,17 +30,15 @@ from tests.jobs.prepared import open_smoke
 
 SMOKE = ("--recipe", "smoke")
 PARTS = ("train", "valid", "test")
-SMOKE_CUTS = {"valid_fraction": 0.5, "test_fraction": 0.3}  # of the recipe's data
+SMOKE_CUTS: dict[str, Any] = {"valid_fraction": 0.5, "test_fraction": 0.3}  # of the recipe's data
 PETS = {"cat": 6, "dog": 6}
 
 
 @pytest.fixture(autouse=True)
 def one_lane() -> Iterator[None]:
     """As many threads as the store's lanes had."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +50,18 @@ def predictor(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = open_smoke(done).store
     assert file.read_bytes() == get_blob(store, get_latest(store, "predictor")["predictor"])
     return file
+
+
+def test_a_predictor_that_cannot_be_written_is_refused_before_anything_is_learned(done: Path, tmp_path: Path) -> None:
+    for output in (tmp_path / "absent" / "predictor.safetensors", tmp_path):
+        answer = call("meta-train", *SMOKE, "--output", output, "--store", done)
+        assert (answer.code, answer.error) == (
+            2,
+            f"error: --output must be a file in a folder that exists, got {output}; correct the path",
+        )
+    file = tmp_path / "predictor.safetensors"
+    assert call("meta-train", *SMOKE, "--dry-run", "--output", file, "--store", done).code == 0
+    assert not file.exists()
 
 
 def target_of(job: Job) -> Task:
@@ -79,13 +90,13 @@ def images(done: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def ranking(done: Path, predictor: Path, images: str) -> RankedStudents:
     config = open_smoke(done).config
-    torch.set_num_threads(1)
-    return load(predictor).rank(
-        images,
-        max_macs_ratio=config.search.max_macs_ratio,
-        candidates=config.search.candidates,
-        teacher_recipe=config.teacher,
-    )
+    with one_thread():
+        return load(predictor).rank(
+            images,
+            max_macs_ratio=config.search.max_macs_ratio,
+            candidates=config.search.candidates,
+            teacher_recipe=config.teacher,
+        )
 
 
 def test_the_teacher_trained_here_is_that_of_the_lane(done: Path, ranking: RankedStudents) -> None:

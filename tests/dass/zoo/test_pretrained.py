@@ -253,7 +253,7 @@ def test_a_student_of_another_space_is_refused(ranking: RankedStudents) -> None:
         ranking.distil(get_space("paper5").largest)
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "tpu", "gpu"])
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "gpu"])
 def test_a_device_that_is_not_there_is_refused(device: str, predictor: Pretrained, place: Path) -> None:
     message = refusal(ConfigError, lambda: predictor.rank(place / "photos", device=device))
     assert message.startswith(f"device must be one that torch can use here, got {device!r} (")
@@ -264,7 +264,7 @@ def test_a_student_that_cannot_be_written_is_refused(ranking: RankedStudents, tm
     student = ranking.distil(recipe=Recipe(epochs=1, batch_size=8))
     absent = tmp_path / "absent" / "student.safetensors"
     assert refusal(ConfigError, lambda: student.save(absent)) == (
-        f"a student must go to a writable path, got {absent} (No such file or directory)"
+        f"a student must go to a writable path, got {absent} (No such file or directory); correct the path"
     )
 
 
