@@ -34,7 +34,7 @@ from dass.search.budget import Budget
 from dass.search.ranking import Candidate
 from dass.search.rounds import Batch, Chunk, Rounds
 from dass.search.select import Scorer, SearchConfig, to_candidates
-from dass.search.strategies import Strategy, make_strategy
+from dass.search.strategies import Strategy
 from dass.spaces import get_space
 
 POLL_S = 0.2
@@ -70,9 +70,7 @@ class ScoreJob:
 
     def strategy(self) -> Strategy:
         """The strategy, at its beginning."""
-        search = self.search
-        place = (get_space(self.space), self.budget, self.resolution, self.num_classes)
-        return make_strategy(search.strategy, *place, search.seed, sampler=search.sampler)
+        return self.search.begin(get_space(self.space), self.budget, self.resolution, self.num_classes)
 
     def batches(self) -> Generator[tuple[int, list[Student]], Sequence[float], None]:
         """What the strategy asks for, batch by batch; each wants its scores sent before the next."""

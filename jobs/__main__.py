@@ -15,6 +15,7 @@ from jobs import recipes
 from jobs.config import Config, keys, with_settings, with_values
 from jobs.console import Console, shown
 from jobs.job import Job
+from jobs.output import check_output
 from jobs.recipe_file import from_toml
 
 DEFAULT_STORE = "./dass-store"
@@ -92,6 +93,9 @@ AnewOption = Annotated[
 OutputOption = Annotated[
     Path | None, typer.Option("--output", metavar="FILE", help="Also write the recommended student here (safetensors).")
 ]
+PredictorOption = Annotated[
+    Path | None, typer.Option("--output", metavar="FILE", help="Also write the predictor here, for dass.zoo.load.")
+]
 TuneOption = Annotated[
     int | None,
     typer.Option("--tune", metavar="N", help="Try N settings of meta-training and keep the best, with Ray Tune."),
@@ -167,15 +171,20 @@ def collect(
 @app.command("meta-train")
 def meta_train(
     recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
-    source: SourceOption = None, num_trials: TuneOption = None, dry_run: DryRunOption = False,
-    is_json: JsonOption = False,
+    source: SourceOption = None, num_trials: TuneOption = None, output: PredictorOption = None,
+    dry_run: DryRunOption = False, is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Learn the predictor from the collected records."""
     from jobs import meta_train as verb
     from jobs import tune
 
     job = open_job(recipe, settings, store, source, dry_run=dry_run, is_json=is_json)
-    job.console.document(verb.run(job) if num_trials is None else tune.run(job, num_trials))
+    if output is not None:
+        check_output(output)
+    done = verb.run(job) if num_trials is None else tune.run(job, num_trials)
+    if output is not None and not dry_run:
+        verb.export(job, done["predictor"], output)
+    job.console.document(done)
 
 
 @app.command("learning-curve")

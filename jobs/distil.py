@@ -17,6 +17,7 @@ from dass.search.controls import largest_student, random_student
 from dass.search.ranking import Candidate
 from dass.seeding import generator
 from jobs.job import Job
+from jobs.output import check_output, write_output
 from jobs.target import target_task
 from jobs.train_runs import train_runs
 
@@ -101,12 +102,6 @@ def chosen(job: Job, task: Task, found: dict[str, Any]) -> dict[str, Student]:
     return {role: s for role, s in students.items() if role == "recommended" or s != students["recommended"]}
 
 
-def check_output(output: Path) -> None:
-    """Raise ConfigError, before anything is trained, unless a file could be written there."""
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise ConfigError(f"--output must be a file in a folder that exists, got {output}; correct the path")
-
-
 def check_weights(records: Iterable[Record]) -> None:
     """Raise ConfigError, before anything is trained, when a run is done already and its weights were not kept.
 
@@ -126,10 +121,7 @@ def export(job: Job, task: Task, records: list[Record], output: Path) -> None:
     if best.weights is None:
         raise ConfigError("the recommended student must finish under one seed, got none that did; lower final.lr")
     data = student_bytes(best.run.student, task.resolution, task.classes, get_weights(job.store, best.weights))
-    try:
-        output.write_bytes(data)
-    except OSError as error:
-        raise ConfigError(f"--output must be a writable path, got {output} ({error.strerror})") from error
+    write_output(output, data)
     job.console.tell(f"student written to {output}")
 
 

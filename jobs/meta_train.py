@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from cluster.checkpoints import Token, get_checkpoint, put_checkpoint, remove_ch
 from cluster.documents import get_latest, put_latest
 from cluster.features import get_features
 from cluster.teachers import load_teacher
-from cluster.weights import put_blob
+from cluster.weights import get_blob, put_blob
 from dass.data.tasks import TaskSet
 from dass.embed import Embedder, draw_noise, noise_sha
 from dass.errors import DataError, ObjectNotFoundError
@@ -21,6 +22,7 @@ from dass.predictor import PredictorSpec
 from dass.records import Record, Task, content_id
 from jobs import collect, teachers
 from jobs.job import Job
+from jobs.output import write_output
 
 STATE = Token(0, 0)  # meta-training has one writer, so its checkpoint needs no lease
 
@@ -95,6 +97,12 @@ def run(job: Job) -> dict[str, Any]:
         f"Predictor {sha[:12]}: Spearman {shown(best)} on meta-validation, learned from {len(found.records)} records."
     )
     return {**summary, "predictor": sha, "valid_spearman": best}
+
+
+def export(job: Job, predictor: str, output: Path) -> None:
+    """Write the predictor with this SHA-256 as a file of its own; `dass.zoo.load` reads it."""
+    write_output(output, get_blob(job.store, predictor))
+    job.console.tell(f"predictor written to {output}")
 
 
 def learnable(job: Job) -> Learnable:

@@ -10,17 +10,15 @@ from typing import Any
 from cluster.documents import put_latest
 from cluster.runtime import check_workers, preflight, session
 from cluster.teachers import put_own_teacher
-from dass.cost import count_macs
 from dass.kd.teacher import Teacher
 from dass.records import Task, content_id
-from dass.search.budget import Budget, check_feasible
-from dass.search.ranking import Candidate, Ranking
+from dass.search.budget import Budget
+from dass.search.ranking import COLUMNS, Candidate, Ranking, to_row
 from dass.search.select import Scorer, make_scorer, search
-from dass.search.strategies import make_strategy
 from dass.threads import one_thread
 from jobs import teachers
 from jobs.job import Job
-from jobs.target import current_predictor, find_teacher, own_teacher, target_task
+from jobs.target import brought_teacher, current_predictor, find_teacher, target_task
 
 SHOWN = 10
 
@@ -38,7 +36,7 @@ def run(job: Job, source: str | None = None, teacher_file: Path | None = None, w
             "note: meta-validation gave no rank correlation, so the predictor is merely the last one trained"
         )
     task, budget = wanted(job, source)
-    own = None if teacher_file is None else own_teacher(job, task, teacher_file)
+    own = None if teacher_file is None else brought_teacher(job, task, teacher_file)
     summary = {"target": task.name, "task": task.id, "predictor": sha, "dry_run": job.dry_run, **asdict(budget)}
     if job.dry_run:
         return {**summary, **_dry_run(job, task, is_trained=own is not None or not pending_teacher(job, task))}
@@ -69,8 +67,8 @@ def run(job: Job, source: str | None = None, teacher_file: Path | None = None, w
     put_latest(job.store, f"search-{task.id}", value)
     job.console.table(
         f"Best of {ranking.scored} candidates for {task.name}",
-        ("student", "predicted %", "MMACs", "k params"),
-        [(c.student.key, f"{c.score:.1f}", f"{c.macs / 1e6:.2f}", f"{c.params / 1e3:.0f}") for c in ranked[:SHOWN]],
+        COLUMNS,
+        [to_row(candidate) for candidate in ranked[:SHOWN]],
     )
     return {**value, "candidates": value["candidates"][:SHOWN], "sample": len(value["sample"])}
 
@@ -81,15 +79,7 @@ def _scored(
     """The candidates batch by batch, scored in this process or by workers."""
     settings = job.config.search
     if not workers:
-        strategy = make_strategy(
-            settings.strategy,
-            job.space,
-            budget,
-            task.resolution,
-            task.num_classes,
-            settings.seed,
-            sampler=settings.sampler,
-        )
+        strategy = settings.begin(job.space, budget, task.resolution, task.num_classes)
         yield from search(strategy, scorer, settings, task.resolution, task.num_classes)
         return
     preflight(job.store.url, job.config.lanes.gpus)
@@ -113,9 +103,7 @@ def wanted(job: Job, source: str | None = None) -> tuple[Task, Budget]:
         InputError: there is no target, its images cannot be used, or no student is within the budget.
     """
     task = target_task(job.reader, source, refresh=source is not None)
-    budget = job.config.search.budget(count_macs(job.space.largest, task.resolution, task.num_classes))
-    check_feasible(budget, job.space, task.resolution, task.num_classes)
-    return task, budget
+    return task, job.config.search.feasible_budget(job.space, task.resolution, task.num_classes)
 
 
 def _dry_run(job: Job, task: Task, *, is_trained: bool) -> dict[str, Any]:

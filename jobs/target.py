@@ -3,18 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from cluster.plan import Plan
 from cluster.teachers import load_teacher
 from cluster.weights import get_blob
 from dass.data.batches import ResidentBatches
-from dass.errors import ConfigError, StoreError
-from dass.kd.cohort import evaluate
+from dass.errors import ConfigError
+from dass.kd.own_teacher import own_teacher, read_weights
 from dass.kd.teacher import Teacher
 from dass.predictor import MetaPredictor, load_predictor
 from dass.records import Task
-from dass.tensors import pack_tensors, sha256, unpack_tensors
 from jobs import teachers
 from jobs.job import Job
 from jobs.meta_train import current, spec_of
@@ -45,17 +42,13 @@ def find_teacher(job: Job, task: Task) -> Teacher:
     return load_teacher(job.database, run.id, task.id)
 
 
-def own_teacher(job: Job, task: Task, file: Path) -> Teacher:
+def brought_teacher(job: Job, task: Task, file: Path) -> Teacher:
     """The user's own teacher, measured on the valid part of the task; it is not kept yet.
 
     Raises:
         ConfigError: the file cannot be read. SpaceError: its weights do not fit the space or the task's classes.
     """
-    state = _read_weights(file)
-    unmeasured = Teacher(sha256(pack_tensors(state)), job.space.largest, state, accuracy_pct=0.0)
-    network = unmeasured.network(task.num_classes)
-    ((_, accuracy_pct),) = evaluate([network], ResidentBatches.of(job.pack(task), task))
-    return replace(unmeasured, accuracy_pct=accuracy_pct)
+    return own_teacher(read_weights(file), job.space.largest, ResidentBatches.of(job.pack(task), task))
 
 
 def current_predictor(job: Job) -> tuple[str, MetaPredictor]:
@@ -74,19 +67,3 @@ def current_predictor(job: Job) -> tuple[str, MetaPredictor]:
         expected = replace(expected, unit=tuning.config.unit)
     sha = known["predictor"]
     return sha, load_predictor(get_blob(job.store, sha), expect=expected)
-
-
-def _read_weights(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a user's file, in float32 where they are not: the networks compute in it."""
-    try:
-        tensors = unpack_tensors(file.read_bytes())[0]
-    except OSError as error:
-        raise ConfigError(
-            f"--teacher must be a readable safetensors file, got {file} ({error.strerror}); correct the path"
-        ) from error
-    except StoreError as error:
-        raise ConfigError(
-            f"--teacher must be a safetensors file, got {file} ({error.__cause__}); write the teacher's state dict with "
-            "safetensors.torch.save_file"
-        ) from error
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}

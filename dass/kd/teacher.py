@@ -1,7 +1,7 @@
 """The teacher: how it is trained, checked, and asked for logits."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -12,6 +12,10 @@ from dass.spaces.space import SearchSpace
 
 TEACHER_RECIPE = Recipe(loss="ce", label_smoothing=0.1, epochs=180, lr=0.05, init="scratch")
 """The teacher of Tiny-ImageNet splits (algorithms: section 5.3); small target sets use lr=0.01."""
+
+SHORT_TEACHER_RECIPE = replace(TEACHER_RECIPE, epochs=30, batch_size=16, lr=0.01)
+"""For a teacher that is trained while somebody waits, perhaps on few images: a sixth of the epochs, the rate of small target
+sets, and batches so small that there are steps enough (300 unflipped digits: 77 % on valid, 44 % in batches of 64)."""
 
 
 def teacher_run(task: Task, space: SearchSpace, recipe: Recipe = TEACHER_RECIPE, seed: int = 0) -> Run:
@@ -29,7 +33,7 @@ class Teacher:
 
     id: str
     student: Student
-    state: Mapping[str, torch.Tensor]
+    state: Mapping[str, torch.Tensor] = field(repr=False)
     accuracy_pct: float
 
     def check(self, num_classes: int) -> None:

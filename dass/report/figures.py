@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from dass.records import Record, Status, Student
+from dass.records import Result, Status, Student
 from dass.report.canvas import (
     ACCENT,
     CARD,
@@ -25,6 +25,7 @@ from dass.report.canvas import (
 )
 from dass.report.findings import accuracy, cost_of, estimate, frontier, is_finite, pairs
 from dass.report.model import PageData, TuneTrial
+from dass.search.ranking import Candidate
 
 
 @dataclass(frozen=True)
@@ -84,23 +85,31 @@ def plane(page: PageData, size: Size) -> str:
     def paint(figure: Figure) -> str:
         (axes,) = make_axes(figure)
         _draw_cloud(axes, page)
-        if page.max_macs is not None:
-            axes.axvline(page.max_macs, color=MUTED, linewidth=1, dashes=(2, 3), label="budget")
         for final in page.finals:
             actual, cost = estimate(final.records, "valid"), cost_of(page, final.student)
             if actual is not None and cost is not None:
                 _draw_surprise(axes, final.role, cost.macs, final.predicted, actual.mean)
         if page.teacher is not None and (top := accuracy(page.teacher, "valid")) is not None:
             _mark(axes, "teacher", page.teacher.macs, top)
-        axes.set_xscale("log")
-        low, high = axes.get_xlim()
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 4 * low else MaxNLocator(4))
-        axes.xaxis.set_minor_locator(NullLocator())
-        name_axes(axes, "MACs, logarithmic", "accuracy on valid, %", has_macs=True)
-        add_legend(figure, axes, columns=7 if size == "wide" else 2)
+        _name_plane(figure, axes, size)
         return _choice(figure, axes, page)
 
     return draw(f"plane-{size}", size, 450 if size == "wide" else 400, paint)
+
+
+def predictions(page: PageData, teacher: Candidate, size: Size) -> str:
+    """The same before anything is distilled: the candidates and the best of them as predicted, the teacher as measured."""
+
+    def paint(figure: Figure) -> None:
+        (axes,) = make_axes(figure)
+        _draw_cloud(axes, page)
+        best = page.candidates[0]
+        if is_finite(best.score):
+            _mark_predicted(axes, "recommended", best.macs, best.score, "best")
+        _mark(axes, "teacher", teacher.macs, teacher.score)
+        _name_plane(figure, axes, size)
+
+    return draw(f"predictions-{size}", size, 420 if size == "wide" else 400, paint)
 
 
 def agreement(page: PageData, size: Size) -> str:
@@ -132,7 +141,7 @@ def curves(page: PageData, size: Size) -> str:
     def paint(figure: Figure) -> None:
         (axes,) = make_axes(figure)
         for role, record in runs:
-            _draw_curve(axes, role, record)
+            _draw_curve(axes, role, record.result)
         settled = [
             point.valid_accuracy_pct
             for _, record in runs
@@ -148,6 +157,20 @@ def curves(page: PageData, size: Size) -> str:
         add_legend(figure, axes, columns=6 if size == "wide" else 3)
 
     return draw(f"curves-{size}", size, 400 if size == "wide" else 340, paint)
+
+
+def learning(result: Result, teacher_pct: float, size: Size) -> str:
+    """One student's accuracy on valid over the epochs, under the accuracy of its teacher as a line."""
+
+    def paint(figure: Figure) -> None:
+        (axes,) = make_axes(figure)
+        axes.axhline(teacher_pct, color=INK, linewidth=1, dashes=(2, 3), label="teacher")
+        _draw_curve(axes, "recommended", result, "student")
+        axes.xaxis.set_major_locator(MaxNLocator(8 if size == "wide" else 5, integer=True))
+        name_axes(axes, "epoch", "accuracy on valid, %")
+        add_legend(figure, axes, columns=2)
+
+    return draw(f"learning-{size}", size, 320 if size == "wide" else 300, paint)
 
 
 def meta(page: PageData, size: Size) -> str:
@@ -230,7 +253,7 @@ class _Layout:
 
 
 def _draw_cloud(axes: Axes, page: PageData) -> None:
-    """The candidates as pixels, whose size does not grow with their number, under their frontier as a line."""
+    """The candidates as pixels, whose size does not grow with their number, under their frontier; and the budget."""
     cloud = page.sample or page.candidates
     macs, scores = [p.macs for p in cloud], [p.score for p in cloud]
     if macs:
@@ -239,6 +262,17 @@ def _draw_cloud(axes: Axes, page: PageData) -> None:
         edge = frontier(page)
         x, y = [p.macs for p in edge], [p.score for p in edge]
         axes.step(x, y, where="post", color=INK, linewidth=1.3, label="predicted frontier")
+    if page.max_macs is not None:
+        axes.axvline(page.max_macs, color=MUTED, linewidth=1, dashes=(2, 3), label="budget")
+
+
+def _name_plane(figure: Figure, axes: Axes, size: Size) -> None:
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 4 * low else MaxNLocator(4))
+    axes.xaxis.set_minor_locator(NullLocator())
+    name_axes(axes, "MACs, logarithmic", "accuracy on valid, %", has_macs=True)
+    add_legend(figure, axes, columns=7 if size == "wide" else 2)
 
 
 def _choice(figure: Figure, axes: Axes, page: PageData) -> str:
@@ -254,18 +288,20 @@ def _draw_surprise(axes: Axes, role: str, macs: float, predicted: float | None, 
     look = LOOKS.get(role, OTHER)
     if predicted is not None:
         axes.plot([macs, macs], [predicted, actual], color=look.colour, linewidth=1, zorder=3)
-        axes.plot(macs, predicted, look.marker, ms=look.size - 1.5, mfc=CARD, mec=look.colour, mew=1.2, zorder=4)
+        _mark_predicted(axes, role, macs, predicted)
     _mark(axes, role, macs, actual)
 
 
-def _draw_curve(axes: Axes, role: str, record: Record) -> None:
-    look, curve = LOOKS.get(role, OTHER), record.result.curve
+def _draw_curve(axes: Axes, role: str, result: Result, label: str | None = None) -> None:
+    look, curve = LOOKS.get(role, OTHER), result.curve
     if not curve:
         return
     epochs, values = [p.epoch for p in curve], [p.valid_accuracy_pct for p in curve]
     above = 3 if role == "recommended" else 2
-    axes.plot(epochs, values, look.dash, color=look.colour, linewidth=1.5, alpha=0.85, label=role, zorder=above)
-    end = "x" if record.result.status == Status.DIVERGED else look.marker
+    axes.plot(
+        epochs, values, look.dash, color=look.colour, linewidth=1.5, alpha=0.85, label=label or role, zorder=above
+    )
+    end = "x" if result.status == Status.DIVERGED else look.marker
     axes.plot(epochs[-1], values[-1], end, color=look.colour, ms=look.size * 0.7, mew=1, zorder=above + 2)
 
 
@@ -289,6 +325,12 @@ def _draw_trial(axes: Axes, trial: TuneTrial) -> None:
         ls="",
         label=label,
     )
+
+
+def _mark_predicted(axes: Axes, role: str, x: float, y: float, label: str | None = None) -> None:
+    """Hollow, as nothing was measured."""
+    look = LOOKS.get(role, OTHER)
+    axes.plot(x, y, look.marker, ms=look.size - 1.5, mfc=CARD, mec=look.colour, mew=1.2, zorder=4, ls="", label=label)
 
 
 def _mark(axes: Axes, role: str, x: float, y: float) -> None:

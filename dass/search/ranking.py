@@ -11,6 +11,8 @@ from dass.records import Student
 KEEP_ALL = 20_000  # candidates, about 4 MB as JSON: up to here a ranking has everything
 KEEP_BEST = 10_000  # of more than that; the frontier is kept beside them
 SAMPLE = 1000  # drawn from all, to stand for those that are not kept
+COLUMNS = ("student", "predicted %", "MMACs", "k params")
+"""What a table shows of a candidate."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,12 @@ class Candidate:
     score: float
     macs: int
     params: int
+
+
+def to_row(candidate: Candidate) -> tuple[str, ...]:
+    """The candidate under COLUMNS."""
+    cost = f"{candidate.macs / 1e6:.2f}", f"{candidate.params / 1e3:.0f}"
+    return candidate.student.key, f"{candidate.score:.1f}", *cost
 
 
 def rank(candidates: Iterable[Candidate]) -> list[Candidate]:

@@ -13,12 +13,12 @@ from dass.embed import Embedder, draw_noise, noise_sha
 from dass.errors import ConfigError, DataError, PredictorMismatchError
 from dass.kd.teacher import Teacher
 from dass.meta.episodes import ImageFeatures, Measured, MetaTask, Support
-from dass.meta.method import AdaptedMethod, MetaMethod
+from dass.meta.method import AdaptedMethod, MetaMethod, MethodSpec
 from dass.records import Record, Status, Student
-from dass.search.budget import Budget
+from dass.search.budget import Budget, check_feasible
 from dass.search.ranking import Candidate
 from dass.search.rounds import Chunk, Rounds
-from dass.search.strategies import Strategy, StrategyName
+from dass.search.strategies import Strategy, StrategyName, make_strategy
 from dass.spaces.space import Sampler, SearchSpace
 from dass.threads import one_thread
 
@@ -60,6 +60,21 @@ class SearchConfig:
         """The budget in absolute numbers."""
         ratio = self.max_macs_ratio
         return Budget(self.max_macs if ratio is None else int(ratio * teacher_macs), self.max_params)
+
+    def feasible_budget(self, space: SearchSpace, resolution: int, num_classes: int) -> Budget:
+        """The budget for students of `space`, whose largest network the teacher is.
+
+        Raises:
+            BudgetError: no student is within it.
+        """
+        budget = self.budget(count_macs(space.largest, resolution, num_classes))
+        check_feasible(budget, space, resolution, num_classes)
+        return budget
+
+    def begin(self, space: SearchSpace, budget: Budget, resolution: int, num_classes: int) -> Strategy:
+        """The strategy, at its beginning."""
+        place = (space, budget, resolution, num_classes)
+        return make_strategy(self.strategy, *place, self.seed, sampler=self.sampler)
 
 
 class Scorer(Protocol):
@@ -139,14 +154,9 @@ def make_scorer(
         PredictorMismatchError: the method was made for another space or noise, or wants other images or more records.
         DataError: a measured run diverged, or is of another teacher.
     """
-    spec, noise = method.spec, draw_noise(method.spec.resolution)
-    for name, wanted, made_for in (("space", space.name, spec.space), ("noise", noise_sha(noise), spec.noise_sha)):
-        if wanted != made_for:
-            raise PredictorMismatchError(
-                f"a predictor ranks only what it was made for: its {name} is {made_for!r}, got {wanted!r}; use a "
-                "predictor meta-trained for that"
-            )
-    embedder = Embedder(teacher.state, teacher.student, noise.to(device), spec.remap_mode)
+    check_made_for(method.spec, space)
+    noise = draw_noise(method.spec.resolution).to(device)
+    embedder = Embedder(teacher.state, teacher.student, noise, method.spec.remap_mode)
     support = Support(
         teacher_arch=space.encode(teacher.student),
         teacher_map=embedder.maps([teacher.student])[0],
@@ -155,6 +165,21 @@ def make_scorer(
         students=_measured(space, teacher, measured, embedder) if measured else None,
     )
     return PredictorScorer(method.adapt(support), embedder, space)
+
+
+def check_made_for(spec: MethodSpec, space: SearchSpace) -> None:
+    """Raise PredictorMismatchError, naming both values, unless the method was made for this space and for our noise."""
+    for name, wanted, made_for in (
+        ("space", space.name, spec.space),
+        ("num_channels", space.num_channels, spec.num_channels),
+        ("arch_dim", space.encoding_dim, spec.arch_dim),
+        ("noise", noise_sha(draw_noise(spec.resolution)), spec.noise_sha),
+    ):
+        if wanted != made_for:
+            raise PredictorMismatchError(
+                f"a predictor ranks only what it was made for: its {name} is {made_for!r}, got {wanted!r}; use a "
+                "predictor meta-trained for that"
+            )
 
 
 def _measured(space: SearchSpace, teacher: Teacher, records: Sequence[Record], embedder: Embedder) -> Measured:

@@ -1,8 +1,20 @@
-"""What the package brings along: nothing yet."""
+"""Three lines of Python: a predictor, the students that it ranks for images and a teacher, the student distilled.
+
+    ranking = load("predictor.safetensors").rank("imagefolder:photos", teacher="teacher.safetensors", max_macs_ratio=0.5)
+    student = ranking.distil(seed=1)
+    student.save("student.safetensors")
+
+And what the package brings along: nothing yet.
+"""
 
 from pathlib import Path
 
 from dass.errors import ConfigError
+from dass.zoo.distilled import Distilled
+from dass.zoo.pretrained import PREDICTOR, Pretrained, load
+from dass.zoo.ranked import RankedStudents
+
+__all__ = ["PREDICTOR", "RECORDS", "Distilled", "Pretrained", "RankedStudents", "load", "shipped_records"]
 
 RECORDS = Path(__file__).parent / "records"
 

@@ -276,11 +276,11 @@ def test_a_teacher_must_be_a_safetensors_file(done: Path, tmp_path: Path) -> Non
     torch.save(build(LARGEST, NUM_CLASSES, generator("w", 0)).state_dict(), tmp_path / "pickled.pt")
     for name in ("half.safetensors", "text.safetensors", "pickled.pt"):
         message = refusal(done, "search", *SMOKE, "--teacher", tmp_path / name)
-        assert message.startswith(f"--teacher must be a safetensors file, got {tmp_path / name} (")
+        assert message.startswith(f"a teacher must be a safetensors file, got {tmp_path / name} (")
         assert message.endswith(remedy)
     for name, reason in (("absent", "No such file or directory"), (".", "Is a directory")):
         assert refusal(done, "search", *SMOKE, "--teacher", tmp_path / name) == (
-            f"--teacher must be a readable safetensors file, got {tmp_path / name} ({reason}); correct the path"
+            f"a teacher must be a readable safetensors file, got {tmp_path / name} ({reason}); correct the path"
         )
 
 

@@ -1,0 +1,23 @@
+"""A file that the user wants beside what the store keeps."""
+
+from pathlib import Path
+
+from dass.errors import ConfigError
+
+
+def check_output(output: Path) -> None:
+    """Raise ConfigError, before anything is trained, unless a file could be written there."""
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        raise ConfigError(f"--output must be a file in a folder that exists, got {output}; correct the path")
+
+
+def write_output(output: Path, data: bytes) -> None:
+    """Write the file.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        output.write_bytes(data)
+    except OSError as error:
+        raise ConfigError(f"--output must be a writable path, got {output} ({error.strerror})") from error
