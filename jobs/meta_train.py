@@ -153,9 +153,9 @@ def shown(spearman: float | None) -> str:
     return "undefined" if spearman is None else f"{spearman:.2f}"
 
 
-def spec_of(job: Job, resolution: int) -> PredictorSpec:
-    """What the predictor is made for; all of it travels in its file and is checked at search."""
-    return job.config.meta.spec(
+def spec_of(job: Job, resolution: int, config: MetaConfig | None = None) -> PredictorSpec:
+    """What a predictor of the recipe, or of `config`, is made for; it travels in its file and is checked at search."""
+    return (config or job.config.meta).spec(
         space=job.config.space,
         resolution=resolution,
         num_channels=job.space.num_channels,

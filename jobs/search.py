@@ -7,16 +7,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cluster.documents import put_latest
 from cluster.runtime import check_workers, preflight, session
 from cluster.teachers import put_own_teacher
 from dass.kd.teacher import Teacher
 from dass.records import Task, content_id
+from dass.search.advice import advise
 from dass.search.budget import Budget
 from dass.search.ranking import COLUMNS, Candidate, Ranking, to_row
 from dass.search.select import Scorer, make_scorer, search
 from dass.threads import one_thread
 from jobs import teachers
+from jobs.calibrate import known_calibration
 from jobs.job import Job
 from jobs.target import brought_teacher, current_predictor, find_teacher, target_task
 
@@ -54,6 +58,10 @@ def run(job: Job, source: str | None = None, teacher_file: Path | None = None, w
             ranking.add(batch)
             bar.update(ranking.scored, settings.candidates)
     ranked = ranking.ranked
+    advice = None
+    if (calibration := known_calibration(job, sha)) is not None:
+        scores = torch.tensor([candidate.score for candidate in ranked])
+        advice = advise(calibration, scorer, job.space, teacher, task.num_classes, scores)
     value = {
         **summary,
         "teacher": teacher.id,
@@ -62,6 +70,7 @@ def run(job: Job, source: str | None = None, teacher_file: Path | None = None, w
         "score_s": job.console.phases["search"],
         "scored": ranking.scored,
         "candidates": [asdict(candidate) for candidate in ranked],
+        "advice": None if advice is None else {**asdict(advice), "sentences": advice.sentences},
         "sample": [] if ranking.is_complete else [asdict(candidate) for candidate in ranking.sample],
     }
     put_latest(job.store, f"search-{task.id}", value)
@@ -70,6 +79,8 @@ def run(job: Job, source: str | None = None, teacher_file: Path | None = None, w
         COLUMNS,
         [to_row(candidate) for candidate in ranked[:SHOWN]],
     )
+    for sentence in () if advice is None else advice.sentences:
+        job.console.tell(sentence)
     return {**value, "candidates": value["candidates"][:SHOWN], "sample": len(value["sample"])}
 
 

@@ -107,6 +107,10 @@ class PredictorScorer:
                 scores[indices] = self._adapted.score(maps, arch[indices].to(maps.device)).cpu()
         return scores
 
+    def map_of(self, student: Student) -> torch.Tensor:
+        """The student's map, (C, h, w) on the CPU."""
+        return self._embedder.maps([student])[0].cpu()
+
     def to(self, device: torch.device) -> "PredictorScorer":
         """The same scorer, computing on this device."""
         return PredictorScorer(self._adapted.to(device), self._embedder.to(device), self._space)

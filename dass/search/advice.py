@@ -1,0 +1,95 @@
+"""What else to say of a ranking: how sure it is, whether pilot runs pay, and whether the task is one to trust it on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dass.kd.teacher import Teacher
+from dass.meta.calibration import Calibration
+from dass.meta.novelty import Novelty, novelty, sketch
+from dass.search.confidence import HeadConfidence, PilotPlan, head_confidence, pilot_runs
+from dass.search.select import PredictorScorer
+from dass.seeding import generator
+from dass.spaces.space import SearchSpace
+
+LEVEL = 0.8  # of the interval: what five groups of meta tasks can vouch for
+TOP_SHARE = 0.1  # a winner is compared with held-out students that were predicted to be among the best tenth
+_DRAWN = 200  # students that tell the spread of the task's predictions
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Of a ranking's winner and of its task; percent and accuracy points.
+
+    predicted_pct: the winner's. interval_pct: where the accuracy of one run of it lies with a chance of `level`, by the
+    tasks held out; None where there were too few for that level.
+    """
+
+    predicted_pct: float
+    level: float
+    interval_pct: tuple[float, float] | None
+    head: HeadConfidence
+    pilots: PilotPlan
+    novelty: Novelty
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """All of it in words."""
+        return (self._accuracy, self.head.verdict, self._pilots, *self._warning)
+
+    @property
+    def _accuracy(self) -> str:
+        if self.interval_pct is None:
+            return f"Too few tasks were held out for an interval of {100 * self.level:.0f} %."
+        low, high = self.interval_pct
+        return (
+            f"Predicted for the winner: {self.predicted_pct:.1f} %, with a chance of {100 * self.level:.0f} % between "
+            f"{low:.1f} and {high:.1f} %, by tasks that were held out."
+        )
+
+    @property
+    def _pilots(self) -> str:
+        plan = self.pilots
+        aim = f"within {plan.within_pct:g} points of the best candidate"
+        if plan.is_enough and not plan.runs:
+            return f"No pilot run is needed: the winner is expected {plan.before_pct:.1f} points behind, {aim}."
+        change = f"expected regret {plan.before_pct:.1f} points before, {plan.after_pct:.1f} after"
+        if plan.is_enough:
+            return f"Distilling the first {plan.runs} as pilot runs would settle it, {aim} ({change})."
+        return f"Even {plan.runs} pilot runs would not bring the best of them {aim} ({change})."
+
+    @property
+    def _warning(self) -> Sequence[str]:
+        if not self.novelty.is_unlike_all:
+            return ()
+        return (f"Careful, this task looks unlike all meta tasks: {'; '.join(self.novelty.reasons)}.",)
+
+
+def advise(
+    calibration: Calibration,
+    scorer: PredictorScorer,
+    space: SearchSpace,
+    teacher: Teacher,
+    num_classes: int,
+    scores_pct: torch.Tensor,
+) -> Advice | None:
+    """The advice on a ranking; None where fewer than two candidates have a score.
+
+    scores_pct: (n,), of all candidates, in any order.
+    """
+    if int(scores_pct.isfinite().sum()) < 2:
+        return None
+    drawn = space.sample(min(_DRAWN, space.size), generator("spread", 0))
+    spread_pct = float(scorer.score(drawn).std())
+    best_pct = float(scores_pct[scores_pct.isfinite()].max())
+    return Advice(
+        predicted_pct=best_pct,
+        level=LEVEL,
+        interval_pct=calibration.interval(best_pct, LEVEL, TOP_SHARE),
+        head=head_confidence(calibration, scores_pct, spread_pct=spread_pct),
+        pilots=pilot_runs(calibration, scores_pct, spread_pct=spread_pct),
+        novelty=novelty(
+            calibration.teachers, sketch(scorer.map_of(teacher.student), teacher.accuracy_pct), num_classes
+        ),
+    )

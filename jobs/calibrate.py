@@ -1,0 +1,102 @@
+"""`calibrate`: how far the store's predictor can be trusted, by tasks held out of one meta-training after the other."""
+
+from dataclasses import asdict
+from typing import Any
+
+from cluster.checkpoints import remove_checkpoints
+from cluster.documents import get_latest, put_latest
+from dass.errors import ConfigError, ObjectNotFoundError
+from dass.meta.calibration import Calibration, calibrate
+from dass.meta.calibration_file import from_document, to_document
+from dass.meta.held_out import HeldOut, by_classes, folds, predict
+from dass.meta.train import MetaConfig, MetaTraining
+from dass.records import content_id
+from dass.search.advice import LEVEL
+from jobs.job import Job
+from jobs.meta_train import current, features, key_parts, learn, learnable, spec_of
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Hold out each group of meta tasks once; what is done already is not done again.
+
+    Raises:
+        ConfigError: the store has no predictor that was made from its records of today, or too few groups of tasks.
+    """
+    found = learnable(job)
+    config, predictor = _predictor(job, content_id(key_parts(job, found)))
+    train, valid = features(job, found)
+    lessons = dict(zip(found.tasks.meta, (*train, *valid), strict=True))
+    groups = [[lessons[found.tasks.meta[index]] for index in group] for group in by_classes(found.tasks.meta)]
+    cuts = folds(groups)
+    name = _name(predictor)
+    done = list(_known(job, name))
+    if job.dry_run:
+        job.console.tell(f"would hold out {len(cuts)} groups of tasks, one meta-training each")
+        return {"groups": len(cuts), "dry_run": True}
+    spec = spec_of(job, found.tasks.meta[0].resolution, config)
+    for number, fold in enumerate(cuts, start=1):
+        if {task.name for task in fold.held_out} <= {each.name for each in done}:
+            continue
+        training = MetaTraining(spec, config, fold.train, fold.valid)
+        key = content_id({"calibrate": predictor, "fold": number})
+        learn(job, training, key, config.episodes, f"hold out {number} of {len(cuts)}")
+        done += predict(training.best(), fold)
+        put_latest(job.store, name, {"predictor": predictor, "held_out": [asdict(each) for each in done]})
+        remove_checkpoints(job.store, key)
+    calibration = calibrate(done)
+    document = to_document(calibration)
+    value = {"predictor": predictor, "held_out": [asdict(each) for each in done], "calibration": document}
+    put_latest(job.store, name, value)
+    return _told(job, calibration)
+
+
+def known_calibration(job: Job, predictor: str) -> Calibration | None:
+    """That of the predictor with this SHA-256, if the store has it."""
+    try:
+        value = get_latest(job.store, _name(predictor), calibration=dict[str, Any] | None)
+    except ObjectNotFoundError:
+        return None
+    return None if value["calibration"] is None else from_document(value["calibration"])
+
+
+def _name(predictor: str) -> str:
+    return f"calibration-{predictor}"
+
+
+def _known(job: Job, name: str) -> tuple[HeldOut, ...]:
+    """What an earlier call found already."""
+    try:
+        return tuple(get_latest(job.store, name, held_out=tuple[HeldOut, ...])["held_out"])
+    except ObjectNotFoundError:
+        return ()
+
+
+def _predictor(job: Job, key: str) -> tuple[MetaConfig, str]:
+    """How the store's predictor was meta-trained, and its SHA-256."""
+    known = current(job)
+    if tuning := known.get("tuning"):
+        return tuning.config, known["predictor"]
+    if known.get("key") != key:
+        raise ConfigError(
+            "only a predictor that was made from the records of today by this recipe can be calibrated, got "
+            f"{'another' if known else 'none'} in the store; run `meta-train` first"
+        )
+    return job.config.meta, known["predictor"]
+
+
+def _told(job: Job, calibration: Calibration) -> dict[str, Any]:
+    reach = calibration.half_width_pct(LEVEL)
+    interval = f"± {reach:.1f} points at {100 * LEVEL:.0f} %" if reach is not None else "none at this level"
+    job.console.tell(
+        f"Calibrated on {len(calibration.tasks)} tasks in {len(calibration.groups)} groups: a student's accuracy {interval}; "
+        f"errors within a task {calibration.within_sd_pct:.1f} points (sd)."
+    )
+    return {
+        "tasks": len(calibration.tasks),
+        "groups": len(calibration.groups),
+        "half_width_pct": reach,
+        "level": LEVEL,
+        "within_sd_pct": calibration.within_sd_pct,
+        "pair_log_loss": calibration.pair_log_loss,
+        "dry_run": False,
+    }

@@ -1,0 +1,85 @@
+"""What is said of a ranking, in words."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dass.meta.calibration import calibrate
+from dass.meta.held_out import HeldOut
+from dass.meta.novelty import Novelty, sketch
+from dass.search.advice import Advice, advise
+from dass.search.confidence import HeadConfidence, PilotPlan
+from dass.search.select import make_scorer
+from dass.seeding import generator
+from tests.dass.search.test_make_scorer import METHODS, NUM_CLASSES, SPACE, TEACHER
+
+ADVICE = Advice(
+    predicted_pct=61.23,
+    level=0.8,
+    interval_pct=(55.04, 67.4),
+    head=HeadConfidence(0.71, (0.4, 0.3, 0.3), 0.95),
+    pilots=PilotPlan(2, is_enough=True, within_pct=0.5, regrets_pct=(1.4, 1.4, 0.44)),
+    novelty=Novelty(0.5, ()),
+)
+
+
+def test_an_advice_in_words() -> None:
+    assert ADVICE.sentences == (
+        "Predicted for the winner: 61.2 %, with a chance of 80 % between 55.0 and 67.4 %, by tasks that were held out.",
+        "The winner cannot be told from the runner-up at 95 %: it is better with a chance of 71 %, and the best of the first "
+        "3 with one of 40 %.",
+        "Distilling the first 2 as pilot runs would settle it, within 0.5 points of the best candidate (expected regret 1.4 "
+        "points before, 0.4 after).",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "place", "sentence"),
+    [
+        (replace(ADVICE, interval_pct=None), 0, "Too few tasks were held out for an interval of 80 %."),
+        (
+            replace(ADVICE, pilots=PilotPlan(0, is_enough=True, within_pct=0.5, regrets_pct=(0.3, 0.3))),
+            2,
+            "No pilot run is needed: the winner is expected 0.3 points behind, within 0.5 points of the best candidate.",
+        ),
+        (
+            replace(ADVICE, pilots=PilotPlan(1, is_enough=False, within_pct=0.5, regrets_pct=(1.3, 1.3))),
+            2,
+            "Even 1 pilot runs would not bring the best of them within 0.5 points of the best candidate (expected regret 1.3 "
+            "points before, 1.3 after).",
+        ),
+        (
+            replace(ADVICE, novelty=Novelty(2.0, ("one reason", "another"))),
+            3,
+            "Careful, this task looks unlike all meta tasks: one reason; another.",
+        ),
+    ],
+)
+def test_what_else_may_be_said(changed: Advice, place: int, sentence: str) -> None:
+    assert changed.sentences[place] == sentence
+
+
+def test_the_advice_on_a_ranking_knows_its_task_and_teacher() -> None:
+    maps = torch.rand(9, 64, 2, 2, generator=generator("advice"))
+    rng = generator("advice", 1)
+    evidence = [
+        HeldOut(
+            f"task {index}",
+            f"group {index}",
+            sketch(maps[index], 60.0 + index),
+            tuple((true := 50 + 5 * torch.randn(20, generator=rng)).tolist()),
+            tuple((true + torch.randn(20, generator=rng)).tolist()),
+        )
+        for index in range(9)
+    ]
+    calibration = calibrate(evidence)
+    scorer = make_scorer(METHODS["dass"], SPACE, TEACHER)
+    scores = torch.tensor([40.0, 55.0, float("nan"), 54.0])
+    found = advise(calibration, scorer, SPACE, TEACHER, NUM_CLASSES, scores)
+    assert found is not None
+    assert found.predicted_pct == 55.0
+    assert found.interval_pct == calibration.interval(55.0, 0.8, 0.1)
+    assert any(f"{TEACHER.accuracy_pct:.1f} % is above those of all" in reason for reason in found.novelty.reasons)
+    assert 0.5 < found.head.beats_runner_up < 1
+    assert advise(calibration, scorer, SPACE, TEACHER, NUM_CLASSES, scores[1:3]) is None
