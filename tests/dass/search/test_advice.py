@@ -12,7 +12,8 @@ from dass.search.advice import Advice, advise
 from dass.search.confidence import HeadConfidence, PilotPlan
 from dass.search.select import make_scorer
 from dass.seeding import generator
-from tests.dass.search.test_make_scorer import METHODS, NUM_CLASSES, SPACE, TEACHER
+from tests.dass.meta.test_features import NUM_CLASSES, SPACE
+from tests.dass.search.test_make_scorer import METHODS, TEACHER
 
 ADVICE = Advice(
     predicted_pct=61.23,
