@@ -14,7 +14,7 @@ Shape legend: n students, D length of the architecture vector, c classes, m imag
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from dass.meta.adapt import Example, InnerLoop, Params, outer_backward
 from dass.meta.episodes import MetaTask, Support, checked_images, draw_episode
 from dass.meta.files import match_spec, read_method, write_method
 from dass.meta.layers import apply_linear, initialise, linear
-from dass.meta.method import check_agreement, check_lr, check_setting
+from dass.meta.method import MadeForImages, check_agreement, check_lr, check_setting
 from dass.records import Init
 from dass.seeding import generator
 from dass.threads import Each
@@ -214,28 +214,10 @@ class MetaD2AConfig:
         check_lr("meta_d2a", self.lr)
         self.spec(space="any", resolution=8, num_channels=1, arch_dim=1, noise_sha="", encoder="", num_features=1)
 
-    def spec(
-        self,
-        *,
-        space: str,
-        resolution: int,
-        num_channels: int,
-        arch_dim: int,
-        noise_sha: str,
-        encoder: str,
-        num_features: int,
-        remap_mode: Init = "copy_paste_first",
-    ) -> MetaD2ASpec:
+    def spec(self, **made_for: Unpack[MadeForImages]) -> MetaD2ASpec:
         """The spec of a predictor trained this way; the arguments say what it learns from."""
         return MetaD2ASpec(
-            space=space,
-            resolution=resolution,
-            num_channels=num_channels,
-            arch_dim=arch_dim,
-            noise_sha=noise_sha,
-            encoder=encoder,
-            num_features=num_features,
-            remap_mode=remap_mode,
+            **made_for,
             images_per_class=self.images_per_class,
             set_dim=self.set_dim,
             num_heads=self.num_heads,

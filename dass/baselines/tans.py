@@ -14,6 +14,7 @@ an image, E width of the vectors, t tasks.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the customary name
@@ -22,7 +23,7 @@ from torch import nn
 from dass.meta.episodes import MetaTask, Support, checked_images, draw_episode
 from dass.meta.files import match_spec, read_method, write_method
 from dass.meta.layers import initialise, linear
-from dass.meta.method import check_agreement, check_lr, check_setting
+from dass.meta.method import MadeForImages, check_agreement, check_lr, check_setting
 from dass.records import Init
 from dass.seeding import generator
 from dass.threads import Each
@@ -185,28 +186,10 @@ class TansConfig:
         check_setting("tans", "margin", self.margin, ">= 0", is_legal=self.margin >= 0)
         check_lr("tans", self.lr)
 
-    def spec(
-        self,
-        *,
-        space: str,
-        resolution: int,
-        num_channels: int,
-        arch_dim: int,
-        noise_sha: str,
-        encoder: str,
-        num_features: int,
-        remap_mode: Init = "copy_paste_first",
-    ) -> TansSpec:
+    def spec(self, **made_for: Unpack[MadeForImages]) -> TansSpec:
         """The spec of a predictor trained this way; the arguments say what it learns from."""
         return TansSpec(
-            space=space,
-            resolution=resolution,
-            num_channels=num_channels,
-            arch_dim=arch_dim,
-            noise_sha=noise_sha,
-            encoder=encoder,
-            num_features=num_features,
-            remap_mode=remap_mode,
+            **made_for,
             embed_dim=self.embed_dim,
         )
 

@@ -7,13 +7,14 @@ mean over tasks moves the weights phi and the inner rates alpha alike.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Unpack
 
 import torch
 
 from dass.errors import DataError
 from dass.meta.adapt import Example, InnerLoop, Order, outer_backward
 from dass.meta.episodes import MetaTask, draw_episode
-from dass.meta.method import check_agreement, check_lr, check_setting
+from dass.meta.method import MadeFor, check_agreement, check_lr, check_setting
 from dass.predictor import (
     Inputs,
     InputSet,
@@ -26,7 +27,6 @@ from dass.predictor import (
     to_examples,
     to_unit,
 )
-from dass.records import Init
 from dass.threads import Each
 from dass.windows import to_rows, windows
 
@@ -68,24 +68,10 @@ class MetaConfig:
         check_setting("meta", "order", self.order, "second or first", is_legal=self.order in ("second", "first"))
         self.spec(space="any", resolution=8, num_channels=1, arch_dim=1, noise_sha="")
 
-    def spec(
-        self,
-        *,
-        space: str,
-        resolution: int,
-        num_channels: int,
-        arch_dim: int,
-        noise_sha: str,
-        remap_mode: Init = "copy_paste_first",
-    ) -> PredictorSpec:
+    def spec(self, **made_for: Unpack[MadeFor]) -> PredictorSpec:
         """The spec of a predictor trained this way; the arguments say what its maps and encodings are made from."""
         return PredictorSpec(
-            space=space,
-            resolution=resolution,
-            num_channels=num_channels,
-            arch_dim=arch_dim,
-            noise_sha=noise_sha,
-            remap_mode=remap_mode,
+            **made_for,
             inputs=self.inputs,
             hidden_dim=self.hidden_dim,
             unit=self.unit,

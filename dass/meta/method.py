@@ -11,7 +11,7 @@ The methods: the DaSS predictor in all its variants (`dass.predictor`, `dass.met
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, NotRequired, Protocol, TypedDict, TypeVar
 
 import torch
 
@@ -115,6 +115,24 @@ class MethodLearner(Protocol[MethodT]):
 
     def trained(self, tensors: Mapping[str, torch.Tensor], *, is_selected: bool) -> MethodT:
         """The method with these tensors, named as in `learned`; a copy on the CPU."""
+
+
+class MadeFor(TypedDict):
+    """What the spec of any method names; see `MethodSpec`."""
+
+    space: str
+    resolution: int
+    num_channels: int
+    arch_dim: int
+    noise_sha: str
+    remap_mode: NotRequired[Init]
+
+
+class MadeForImages(MadeFor):
+    """The same of a method that looks at images: features of encoder `encoder`, `num_features` of an image."""
+
+    encoder: str
+    num_features: int
 
 
 class MethodConfig(Protocol[SpecT, MethodT]):

@@ -293,7 +293,6 @@ class TestBadInput:
             (("--methods", "snipe"), "a method must be one of params, macs, depth, random, grad_norm,"),
             (("--seeds", "0"), "--seeds must be >= 1, got 0"),
             (("--records", "mine"), "'mine' is not one of 'store', 'shipped'"),
-            (("--records", "shipped"), "no records ship with this version yet"),
             (("--output", "page.txt"), "--output must be a file ending in .html in a folder that exists, got page.txt"),
             (("--set", "collect.sample_seed=3"), "meta-training needs records, got none of 9 planned"),
             (("--set", "student.lr=0.5"), "meta-training needs records"),
@@ -306,6 +305,12 @@ class TestBadInput:
         assert (answer.code, answer.out) == (2, "")
         assert part in answer.error
         assert tree(collected) == before
+
+    def test_no_records_ship_yet(self, tmp_path: Path) -> None:
+        answer = call("evaluate", "--records", "shipped", "--store", tmp_path)
+        assert answer.code == 2
+        assert "no records ship with this version yet" in answer.error
+        assert not tree(tmp_path)
 
     def test_a_target_of_too_few_students_is_refused(self, done: Path) -> None:
         before = tree(done)
