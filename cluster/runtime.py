@@ -31,7 +31,7 @@ STAMPED = ("torch", "numpy", "ray")
 
 # A local Ray has no API. Ray Train asks one whether a lane's controller lives, and finds that of any other cluster on this
 # machine, which does not know it: then it ends the lane. From here it gets no answer, and lets the lane be.
-_NO_API = ("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+_NO_API = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the driver of a submitted job
 _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
@@ -63,7 +63,7 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
         )  # nobody reads them, and Ray would open a port for all
     local = {} if address else {"num_cpus": num_cpus, "include_dashboard": False}
     on_terminate = signal.getsignal(signal.SIGTERM)
-    api = dict([_NO_API]) if not address and _NO_API[0] not in os.environ else {}
+    api = _NO_API if not address and not _NO_API.keys() & os.environ.keys() else {}
     os.environ.update(api)  # for the processes that start now, and no others
     try:
         # "local", because Ray would otherwise join whatever cluster somebody has started on this machine

@@ -1,5 +1,6 @@
 """`calibrate`: how far the store's predictor can be trusted, by tasks held out of one meta-training after the other."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -28,8 +29,7 @@ def run(job: Job) -> dict[str, Any]:
     lessons = dict(zip(found.tasks.meta, (*train, *valid), strict=True))
     groups = [[lessons[found.tasks.meta[index]] for index in group] for group in by_classes(found.tasks.meta)]
     cuts = folds(groups)
-    name = _name(predictor)
-    done = list(_known(job, name))
+    done = list(_known(job, predictor))
     if job.dry_run:
         job.console.tell(f"would hold out {len(cuts)} groups of tasks, one meta-training each")
         return {"groups": len(cuts), "dry_run": True}
@@ -41,12 +41,10 @@ def run(job: Job) -> dict[str, Any]:
         key = content_id({"calibrate": predictor, "fold": number})
         learn(job, training, key, config.episodes, f"hold out {number} of {len(cuts)}")
         done += predict(training.best(), fold)
-        put_latest(job.store, name, {"predictor": predictor, "held_out": [asdict(each) for each in done]})
+        _keep(job, predictor, done)
         remove_checkpoints(job.store, key)
     calibration = calibrate(done)
-    document = to_document(calibration)
-    value = {"predictor": predictor, "held_out": [asdict(each) for each in done], "calibration": document}
-    put_latest(job.store, name, value)
+    _keep(job, predictor, done, calibration)
     return _told(job, calibration)
 
 
@@ -63,10 +61,17 @@ def _name(predictor: str) -> str:
     return f"calibration-{predictor}"
 
 
-def _known(job: Job, name: str) -> tuple[HeldOut, ...]:
+def _keep(job: Job, predictor: str, done: Sequence[HeldOut], calibration: Calibration | None = None) -> None:
+    """Note what was found yet, and at the end the calibration."""
+    value = {"predictor": predictor, "held_out": [asdict(each) for each in done]}
+    document = {} if calibration is None else {"calibration": to_document(calibration)}
+    put_latest(job.store, _name(predictor), {**value, **document})
+
+
+def _known(job: Job, predictor: str) -> tuple[HeldOut, ...]:
     """What an earlier call found already."""
     try:
-        return tuple(get_latest(job.store, name, held_out=tuple[HeldOut, ...])["held_out"])
+        return tuple(get_latest(job.store, _name(predictor), held_out=tuple[HeldOut, ...])["held_out"])
     except ObjectNotFoundError:
         return ()
 
