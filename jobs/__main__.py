@@ -127,13 +127,18 @@ def meta_train(
 @app.command()
 def calibrate(
     recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
-    source: SourceOption = None, dry_run: DryRunOption = False, is_json: JsonOption = False,
+    source: SourceOption = None, output: PredictorOption = None, dry_run: DryRunOption = False, is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """How far the store's predictor can be trusted, by tasks held out; `search` then says how sure it is."""
     from jobs import calibrate as verb
 
     job = open_job(recipe, settings, store, source, dry_run=dry_run, is_json=is_json)
-    job.console.document(verb.run(job))
+    if output is not None:
+        verb.check_file(output)
+    done = verb.run(job)
+    if output is not None and not dry_run:
+        verb.export(job, output)
+    job.console.document(done)
 
 
 @app.command("learning-curve")

@@ -2,19 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from cluster.checkpoints import remove_checkpoints
 from cluster.documents import get_latest, put_latest
+from cluster.weights import get_blob
 from dass.errors import ConfigError, ObjectNotFoundError
 from dass.meta.calibration import Calibration, calibrate
 from dass.meta.calibration_file import from_document, to_document
-from dass.meta.held_out import HeldOut, by_classes, folds, predict
+from dass.meta.held_out import HeldOut, by_classes, check_enough, folds, predict
 from dass.meta.train import MetaConfig, MetaTraining
 from dass.records import content_id
 from dass.search.advice import LEVEL
+from dass.zoo.files import calibration_bytes, calibration_path
 from jobs.job import Job
-from jobs.meta_train import current, features, key_parts, learn, learnable, spec_of
+from jobs.meta_train import Learnable, current, features, learn, learnable, spec_of, training_key, tuning_key
+from jobs.output import check_output, write_output
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -24,15 +28,16 @@ def run(job: Job) -> dict[str, Any]:
         ConfigError: the store has no predictor that was made from its records of today, or too few groups of tasks.
     """
     found = learnable(job)
-    config, predictor = _predictor(job, content_id(key_parts(job, found)))
-    train, valid = features(job, found)
-    lessons = dict(zip(found.tasks.meta, (*train, *valid), strict=True))
-    groups = [[lessons[found.tasks.meta[index]] for index in group] for group in by_classes(found.tasks.meta)]
-    cuts = folds(groups)
-    done = list(_known(job, predictor))
+    config, predictor = _predictor(job, found)
+    groups = by_classes(found.tasks.meta)
+    check_enough(len(groups))
     if job.dry_run:
-        job.console.tell(f"would hold out {len(cuts)} groups of tasks, one meta-training each")
-        return {"groups": len(cuts), "dry_run": True}
+        job.console.tell(f"would hold out {len(groups)} groups of tasks, one meta-training each")
+        return {"groups": len(groups), "dry_run": True}
+    train, valid = features(job, found)
+    lessons = (*train, *valid)
+    cuts = folds([[lessons[index] for index in group] for group in groups])
+    done = list(_known(job, predictor))
     spec = spec_of(job, found.tasks.meta[0].resolution, config)
     for number, fold in enumerate(cuts, start=1):
         if {task.name for task in fold.held_out} <= {each.name for each in done}:
@@ -46,6 +51,27 @@ def run(job: Job) -> dict[str, Any]:
     calibration = calibrate(done)
     _keep(job, predictor, done, calibration)
     return _told(job, calibration)
+
+
+def check_file(output: Path) -> None:
+    """Raise ConfigError, before anything is trained, unless a predictor and its calibration could be written there."""
+    check_output(output)
+    if calibration_path(output) == output:
+        raise ConfigError(
+            f"--output must be the predictor's file, beside which its calibration ends in {output.suffix}, got {output}; name "
+            f"it {output.with_suffix('.safetensors').name}"
+        )
+
+
+def export(job: Job, output: Path) -> None:
+    """Write the store's predictor as a file of its own, and its calibration beside it; `dass.zoo.load` reads both."""
+    sha = current(job)["predictor"]
+    calibration = known_calibration(job, sha)
+    if calibration is None:
+        raise ConfigError("only a calibrated predictor can be written, got one without; run `calibrate` first")
+    write_output(output, get_blob(job.store, sha))
+    write_output(calibration_path(output), calibration_bytes(calibration, sha))
+    job.console.tell(f"predictor written to {output}, its calibration beside it")
 
 
 def known_calibration(job: Job, predictor: str) -> Calibration | None:
@@ -76,17 +102,18 @@ def _known(job: Job, predictor: str) -> tuple[HeldOut, ...]:
         return ()
 
 
-def _predictor(job: Job, key: str) -> tuple[MetaConfig, str]:
+def _predictor(job: Job, found: Learnable) -> tuple[MetaConfig, str]:
     """How the store's predictor was meta-trained, and its SHA-256."""
     known = current(job)
-    if tuning := known.get("tuning"):
+    tuning = known.get("tuning")
+    if tuning is not None and tuning.key == tuning_key(job, found):
         return tuning.config, known["predictor"]
-    if known.get("key") != key:
-        raise ConfigError(
-            "only a predictor that was made from the records of today by this recipe can be calibrated, got "
-            f"{'another' if known else 'none'} in the store; run `meta-train` first"
-        )
-    return job.config.meta, known["predictor"]
+    if tuning is None and known.get("key") == training_key(job, found):
+        return job.config.meta, known["predictor"]
+    raise ConfigError(
+        "only a predictor that was made from the records of today by this recipe can be calibrated, got "
+        f"{'another' if known else 'none'} in the store; run `meta-train` first"
+    )
 
 
 def _told(job: Job, calibration: Calibration) -> dict[str, Any]:

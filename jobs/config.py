@@ -99,6 +99,9 @@ class Config:
 
     name: str = field(default="custom", metadata={"help": "the recipe that these values began as"})
     space: str = field(default="paper5", metadata={"help": "preset of the search space"})
+    predictor: Literal["store", "package"] = field(
+        default="store", metadata={"help": "whose predictor a search asks: that of `meta-train`, or the one that ships"}
+    )
     data: DataConfig = field(default_factory=DataConfig)
     teacher: Recipe = TEACHER_RECIPE
     student: Recipe = Recipe()

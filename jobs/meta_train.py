@@ -71,7 +71,7 @@ def run(job: Job) -> dict[str, Any]:
     if job.dry_run:
         job.console.tell(f"would meta-train on {len(found.records)} records of {len(found.tasks.meta)} tasks")
         return summary
-    key = content_id(key_parts(job, found))
+    key = training_key(job, found)
     if (known := current(job)).get("key") == key:
         job.console.say("meta-train: the store's predictor was made from these records already")
         return {**summary, "predictor": known["predictor"], "valid_spearman": known["valid_spearman"]}
@@ -122,8 +122,17 @@ def learnable(job: Job) -> Learnable:
     return Learnable(tasks, records, len(planned))
 
 
-def key_parts(job: Job, found: Learnable) -> dict[str, Any]:
-    """What a meta-training depends on."""
+def training_key(job: Job, found: Learnable) -> str:
+    """Hash of all that a meta-training depends on."""
+    return content_id(_parts(job, found))
+
+
+def tuning_key(job: Job, found: Learnable) -> str:
+    """Hash of all that a trial of a tuning depends on."""
+    return content_id({**_parts(job, found), "tune": job.config.tune.of_trials})
+
+
+def _parts(job: Job, found: Learnable) -> dict[str, Any]:
     ids = sorted(record.run.id for record in found.records)
     return {"version": STATE_VERSION, "meta": job.config.meta, "space": job.config.space, "records": ids}
 

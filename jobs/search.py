@@ -12,6 +12,7 @@ import torch
 from cluster.documents import put_latest
 from cluster.runtime import check_workers, preflight, session
 from cluster.teachers import put_own_teacher
+from cluster.weights import put_blob
 from dass.kd.teacher import Teacher
 from dass.records import Task, content_id
 from dass.search.advice import advise
@@ -20,9 +21,8 @@ from dass.search.ranking import COLUMNS, Candidate, Ranking, to_row
 from dass.search.select import Scorer, make_scorer, search
 from dass.threads import one_thread
 from jobs import teachers
-from jobs.calibrate import known_calibration
 from jobs.job import Job
-from jobs.target import brought_teacher, current_predictor, find_teacher, target_task
+from jobs.target import brought_teacher, find_predictor, find_teacher, target_task
 
 SHOWN = 10
 
@@ -34,17 +34,18 @@ def run(job: Job, source: str | None = None, teacher_file: Path | None = None, w
     """
     check_workers(workers, job.config.lanes.gpus)
     settings = job.config.search
-    sha, predictor = current_predictor(job)
+    found, predictor = find_predictor(job)
     if not predictor.is_selected:
         job.console.say(
             "note: meta-validation gave no rank correlation, so the predictor is merely the last one trained"
         )
     task, budget = wanted(job, source)
     own = None if teacher_file is None else brought_teacher(job, task, teacher_file)
-    summary = {"target": task.name, "task": task.id, "predictor": sha, "dry_run": job.dry_run, **asdict(budget)}
+    summary = {"target": task.name, "task": task.id, "predictor": found.sha, "dry_run": job.dry_run, **asdict(budget)}
     if job.dry_run:
         return {**summary, **_dry_run(job, task, is_trained=own is not None or not pending_teacher(job, task))}
     target_task(job, source, refresh=True)  # nothing can be refused any more: keep the images
+    put_blob(job.store, found.data)  # a report asks it again
     if own is not None:
         put_own_teacher(job.database, own, task.id)
     teacher = own or find_teacher(job, task)
@@ -54,14 +55,14 @@ def run(job: Job, source: str | None = None, teacher_file: Path | None = None, w
     adapt_s = time.perf_counter() - began
     ranking = Ranking()
     with job.console.phase("search") as bar:
-        for batch in _scored(job, task, budget, scorer, _scorer_id(sha, teacher, task), workers):
+        for batch in _scored(job, task, budget, scorer, _scorer_id(found.sha, teacher, task), workers):
             ranking.add(batch)
             bar.update(ranking.scored, settings.candidates)
     ranked = ranking.ranked
     advice = None
-    if (calibration := known_calibration(job, sha)) is not None:
+    if found.calibration is not None:
         scores = torch.tensor([candidate.score for candidate in ranked])
-        advice = advise(calibration, scorer, job.space, teacher, task.num_classes, scores)
+        advice = advise(found.calibration, scorer, job.space, teacher, task.num_classes, scores)
     value = {
         **summary,
         "teacher": teacher.id,

@@ -12,7 +12,9 @@ from dass.kd.own_teacher import own_teacher, read_weights
 from dass.kd.teacher import Teacher
 from dass.predictor import MetaPredictor, load_predictor
 from dass.records import Task
+from dass.zoo.files import PredictorFile, read_predictor
 from jobs import teachers
+from jobs.calibrate import known_calibration
 from jobs.job import Job
 from jobs.meta_train import current, spec_of
 from jobs.train_runs import train_runs
@@ -51,19 +53,23 @@ def brought_teacher(job: Job, task: Task, file: Path) -> Teacher:
     return own_teacher(read_weights(file), job.space.largest, ResidentBatches.of(job.pack(task), task))
 
 
-def current_predictor(job: Job) -> tuple[str, MetaPredictor]:
-    """The store's predictor and its SHA-256, refused unless it was made for this space, resolution, noise and unit.
+def find_predictor(job: Job) -> tuple[PredictorFile, MetaPredictor]:
+    """The predictor that the recipe asks, refused unless it was made for this space, resolution, noise and unit.
 
-    The unit of a tuned one is what the tuning found, and not the recipe's.
+    The unit of a tuned one is what the tuning found, and that of the package's its own.
 
     Raises:
-        ConfigError: the store has none.
+        ConfigError: there is none.
         PredictorMismatchError: it was made for something else.
     """
+    expected = spec_of(job, job.config.data.resolution)
+    if job.config.predictor == "package":
+        found = read_predictor()
+        return found, load_predictor(found.data, expect=replace(expected, unit=load_predictor(found.data).spec.unit))
     if not (known := current(job)):
         raise ConfigError(f"a search needs a predictor, got a store without one ({job.store.url}); run `meta-train`")
-    expected = spec_of(job, job.config.data.resolution)
     if tuning := known.get("tuning"):
         expected = replace(expected, unit=tuning.config.unit)
     sha = known["predictor"]
-    return sha, load_predictor(get_blob(job.store, sha), expect=expected)
+    found = PredictorFile(get_blob(job.store, sha), known_calibration(job, sha))
+    return found, load_predictor(found.data, expect=expected)

@@ -19,7 +19,7 @@ from dass.meta.tuning import Trial, best_seed, draws, finalists, mean_spearman, 
 from dass.records import content_id
 from dass.report.model import TrialStatus
 from jobs.job import Job
-from jobs.meta_train import Learnable, current, features, key_parts, learnable, shown, spec_of
+from jobs.meta_train import Learnable, current, features, learnable, shown, spec_of, tuning_key
 
 Finals = Mapping[int, Sequence[Trial]]  # by number: one run per seed
 
@@ -53,7 +53,7 @@ def run(job: Job, num_trials: int) -> dict[str, Any]:
     summary = {**found.summary, "trials": num_trials, "dry_run": job.dry_run}
     if job.dry_run:
         return {**summary, **_told(job, num_trials)}
-    key = content_id({**key_parts(job, found), "tune": job.config.tune.of_trials})
+    key = tuning_key(job, found)
     whole = content_id({"tuning": key, "trials": num_trials, "tune": job.config.tune})
     if (known := current(job)).get("key") == whole:
         job.console.say("meta-train: the store's predictor was tuned from these records already")

@@ -45,7 +45,7 @@ _SURE = 1e-4  # a pair's likelihood is never taken as lower
 _CLEARLY = 0.01  # nats per pair
 _PAIRS = 500  # of a task, at most, that the temperature is found on
 _TINY = 1e-12  # in the place of a divisor of 0
-_DECIMALS = 4  # of the errors kept: a ten-thousandth of a point
+_DECIMALS = 4  # of what is kept of students: a ten-thousandth of a point
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class TaskEvidence:
     """What a held-out task contributes.
 
     group, teacher: as in `HeldOut`. errors_pct: accuracy less prediction of every student, the best predicted first.
+    behind_pct: how far each of them, in this order, came out behind the best of them.
     slope: accuracy points per predicted point, within the task. sd_pct: of accuracies around that line.
     spread_pct: the standard deviation of the predictions.
 
@@ -64,17 +65,20 @@ class TaskEvidence:
     group: str
     teacher: TeacherSketch
     errors_pct: tuple[float, ...] = field(repr=False)
+    behind_pct: tuple[float, ...] = field(repr=False)
     slope: float
     sd_pct: float
     spread_pct: float
 
     def __post_init__(self) -> None:
-        numbers = (*self.errors_pct, self.slope, self.sd_pct, self.spread_pct)
+        numbers = (*self.errors_pct, *self.behind_pct, self.slope, self.sd_pct, self.spread_pct)
+        is_whole = MIN_STUDENTS <= len(self.errors_pct) == len(self.behind_pct) and min(self.behind_pct) == 0
         is_legal = all(map(math.isfinite, numbers)) and self.slope >= 0 and self.sd_pct > 0 and self.spread_pct >= 0
-        if len(self.errors_pct) < MIN_STUDENTS or not is_legal:
+        if not (is_whole and is_legal):
             raise DataError(
-                f"a task's evidence must have at least {MIN_STUDENTS} errors, all finite, slope >= 0, sd_pct > 0 and "
-                f"spread_pct >= 0, got {len(self.errors_pct)}, {self.slope}, {self.sd_pct} and {self.spread_pct}; "
+                f"a task's evidence must have at least {MIN_STUDENTS} errors and as many distances from the best, 0 the "
+                "least, all finite, slope >= 0, sd_pct > 0 and spread_pct >= 0, got "
+                f"{len(self.errors_pct)}, {len(self.behind_pct)}, {self.slope}, {self.sd_pct} and {self.spread_pct}; "
                 "calibrate again"
             )
 
@@ -143,7 +147,7 @@ class Calibration:
     def within_sd_pct(self) -> float:
         """Standard deviation of the errors once each task's mean error is taken away, tasks weighted alike; has label noise."""
         variances = [float(torch.tensor(task.errors_pct, dtype=torch.float64).var()) for task in self.tasks]
-        return math.sqrt(sum(share * each for share, each in zip(_chances(self.tasks), variances, strict=True)))
+        return math.sqrt(sum(share * each for share, each in zip(chances(self.tasks), variances, strict=True)))
 
     def half_width_pct(self, level: float, top_share: float = 1.0) -> float | None:
         """How far an interval of this level reaches to either side; None where the level is not reachable.
@@ -159,7 +163,7 @@ class Calibration:
                 f"an interval needs a level in (0, 1) and a top_share in (0, 1], got {level} and {top_share}; use 0.8 and 1"
             )
         sizes, weights = [], []
-        for task, chance in zip(self.tasks, _chances(self.tasks), strict=True):
+        for task, chance in zip(self.tasks, chances(self.tasks), strict=True):
             errors = task.errors_pct[: math.ceil(top_share * len(task.errors_pct))]
             sizes += [abs(error) for error in errors]
             weights += [chance * self.reachable_level / len(errors)] * len(errors)
@@ -205,7 +209,7 @@ class Calibration:
             slopes = [slope * task.spread_pct / spread_pct for slope, task in zip(slopes, self.tasks, strict=True)]
         chance, slope, sd = (
             torch.tensor(each, dtype=torch.float64)
-            for each in (_chances(self.tasks), slopes, [task.sd_pct for task in self.tasks])
+            for each in (chances(self.tasks), slopes, [task.sd_pct for task in self.tasks])
         )
         noise_share = (self.label_noise_pct or 0.0) ** 2 / float((chance * sd.square()).sum())
         return TaskLikeness(chance, slope, sd * math.sqrt(max(1 - noise_share, _LEAST_SHARE)))
@@ -247,19 +251,24 @@ def _evidence(found: HeldOut) -> TaskEvidence:
     x, y = predicted - predicted.mean(), actual - actual.mean()
     slope = max(0.0, float((x * y).sum() / x.square().sum().clamp_min(_TINY)))
     left = float((y - slope * x).square().sum()) / (len(x) - 1 - (slope > 0))
-    errors = (actual - predicted)[predicted.argsort(descending=True, stable=True)]
+    order = predicted.argsort(descending=True, stable=True)
     return TaskEvidence(
         name=found.name,
         group=found.group,
         teacher=found.teacher,
-        errors_pct=tuple(round(error, _DECIMALS) for error in errors.tolist()),
+        errors_pct=_rounded((actual - predicted)[order]),
+        behind_pct=_rounded((actual.max() - actual)[order]),
         slope=slope,
         sd_pct=max(_LEAST_SD, math.sqrt(left)),
         spread_pct=float(x.std()),
     )
 
 
-def _chances(tasks: Sequence[TaskEvidence]) -> list[float]:
+def _rounded(values: torch.Tensor) -> tuple[float, ...]:
+    return tuple(round(value, _DECIMALS) for value in values.tolist())
+
+
+def chances(tasks: Sequence[TaskEvidence]) -> list[float]:
     """Of each task: every group the same, shared alike by its tasks."""
     groups = [task.group for task in tasks]
     return [1 / (len(set(groups)) * groups.count(group)) for group in groups]
@@ -287,9 +296,9 @@ def _losses(tasks: Sequence[TaskEvidence], pairs: Sequence[_Pairs]) -> torch.Ten
     """(units, TEMPERATURES): mean log loss of the pairs of each task by the word of the other groups, tasks alike."""
     temperatures = torch.tensor(TEMPERATURES, dtype=torch.float64)[:, None, None]
     total = torch.zeros(len(get_args(Unit)), len(TEMPERATURES), dtype=torch.float64)
-    for task, (gap, won), share in zip(tasks, pairs, _chances(tasks), strict=True):
+    for task, (gap, won), share in zip(tasks, pairs, chances(tasks), strict=True):
         others = [each for each in tasks if each.group != task.group]
-        weights = torch.tensor(_chances(others), dtype=torch.float64)
+        weights = torch.tensor(chances(others), dtype=torch.float64)
         by_points = [each.slope / (math.sqrt(2) * each.sd_pct) for each in others]
         spreads = [each.spread_pct / max(task.spread_pct, _TINY) for each in others]
         steepness = torch.tensor([by_points, [a * b for a, b in zip(by_points, spreads, strict=True)]])

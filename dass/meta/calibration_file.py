@@ -54,6 +54,7 @@ def _task(value: Mapping[str, Any]) -> TaskEvidence:
         group=_exactly(str, fields.pop("group")),
         teacher=TeacherSketch(_number(teacher.pop("accuracy_pct")), statistics, **teacher),
         errors_pct=_numbers(fields.pop("errors_pct")),
+        behind_pct=_numbers(fields.pop("behind_pct")),
         **{name: _number(number) for name, number in fields.items()},
     )
 

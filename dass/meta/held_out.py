@@ -82,6 +82,15 @@ def by_classes(tasks: Sequence[Task]) -> list[list[int]]:
     return list(groups.values())
 
 
+def check_enough(num_groups: int, num_valid: int = 1) -> None:
+    """Raise ConfigError unless one group can be held out, `num_valid` choose, and one at least is left to teach."""
+    if num_valid < 1 or num_groups < num_valid + 2:
+        raise ConfigError(
+            f"to hold out one group there must be {num_valid} that choose, at least 1, and one that teaches, got "
+            f"{num_groups} groups; collect records of more tasks, or lower the number that chooses"
+        )
+
+
 def folds(groups: Sequence[Group], num_valid: int = 1) -> list[Fold]:
     """For each group the fold that holds it out; `num_valid` groups choose.
 
@@ -94,11 +103,7 @@ def folds(groups: Sequence[Group], num_valid: int = 1) -> list[Fold]:
             f"every group must hold tasks, and every task be in one group, got {[[t.name for t in g] for g in groups]}; "
             "name each task once"
         )
-    if num_valid < 1 or len(groups) < num_valid + 2:
-        raise ConfigError(
-            f"to hold out one group there must be {num_valid} that choose, at least 1, and one that teaches, got "
-            f"{len(groups)} groups; collect records of more tasks, or lower the number that chooses"
-        )
+    check_enough(len(groups), num_valid)
     made = []
     for index in range(len(groups)):
         held, *others = (*groups[index:], *groups[:index])

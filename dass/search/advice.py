@@ -51,13 +51,16 @@ class Advice:
     @property
     def _pilots(self) -> str:
         plan = self.pilots
-        aim = f"within {plan.within_pct:g} points of the best candidate"
-        if plan.is_enough and not plan.runs:
-            return f"No pilot run is needed: the winner is expected {plan.before_pct:.1f} points behind, {aim}."
-        change = f"expected regret {plan.before_pct:.1f} points before, {plan.after_pct:.1f} after"
+        found = (
+            f"On tasks held out, the winner of {plan.students} or more students came out {plan.before_pct:.1f} points behind "
+            "the best of them"
+        )
+        if not plan.runs:
+            return f"{found}: within {plan.within_pct:g} points, so no pilot run is needed."
+        few = f"the best of the first {plan.runs} {plan.after_pct:.1f}"
         if plan.is_enough:
-            return f"Distilling the first {plan.runs} as pilot runs would settle it, {aim} ({change})."
-        return f"Even {plan.runs} pilot runs would not bring the best of them {aim} ({change})."
+            return f"{found}, {few}: distil so many as pilot runs to be within {plan.within_pct:g} points."
+        return f"{found}, {few}: more pilot runs than that would be needed to be within {plan.within_pct:g} points."
 
     @property
     def _warning(self) -> Sequence[str]:
@@ -88,7 +91,7 @@ def advise(
         level=LEVEL,
         interval_pct=calibration.interval(best_pct, LEVEL, TOP_SHARE),
         head=head_confidence(calibration, scores_pct, spread_pct=spread_pct),
-        pilots=pilot_runs(calibration, scores_pct, spread_pct=spread_pct),
+        pilots=pilot_runs(calibration),
         novelty=novelty(
             calibration.teachers, sketch(scorer.map_of(teacher.student), teacher.accuracy_pct), num_classes
         ),

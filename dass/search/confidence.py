@@ -1,21 +1,21 @@
 """What a ranking is worth before anything is distilled: whether its winner stands out, and what pilot runs would add.
 
-Both rest on the model of `dass.meta.calibration`: on a new task, which is like one of those held out, the expected
-accuracies of the students lie around a line in their predictions, with independent normal residuals. Students that are
-alike err alike in truth, so the best of thousands stands out less than independence has it: where the model errs, pilot
-runs are rather too many than too few.
+The first rests on the model of `dass.meta.calibration`: on a new task, which is like one of those held out, the expected
+accuracies of the students lie around a line in their predictions, with independent normal residuals. The second rests on
+the held-out tasks as they came out: the model would have the best of thousands stand out by as much as thousands of
+independent residuals do, while students that are alike err alike.
 
 Accuracies, predictions and regrets are in percent or accuracy points. spread_pct: see `Calibration.likeness`.
 """
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
 from dass.errors import ConfigError, DataError
-from dass.meta.calibration import Calibration
-from dass.seeding import generator
+from dass.meta.calibration import Calibration, chances
 
 LEVEL = 0.95
 _REACH, _STEPS = 8.0, 321  # the integral over the best one's accuracy, in standard deviations: beyond is nothing
@@ -53,24 +53,25 @@ class HeadConfidence:
 class PilotPlan:
     """How many of the first candidates to distil before the best of them is taken.
 
-    runs: 0 where the predicted winner will do unmeasured. is_enough: whether the regret is then expected to be within
-    `within_pct`; if not, `runs` is the most that were allowed. regrets_pct: by the number of pilot runs, from 0 on, how
-    far the student taken is expected to be behind the best of all candidates.
+    runs: 0 where the predicted winner will do unmeasured. is_enough: whether the regret is then within `within_pct`; if
+    not, `runs` is the most that were allowed. regrets_pct: by the number of pilot runs, from 0 on, how far the student
+    taken was behind the best of all students of a held-out task, on average. students: how many such a task had at least.
     """
 
     runs: int
     is_enough: bool
     within_pct: float
     regrets_pct: tuple[float, ...]
+    students: int
 
     @property
     def before_pct(self) -> float:
-        """The expected regret of the predicted winner."""
+        """The regret of the predicted winner."""
         return self.regrets_pct[0]
 
     @property
     def after_pct(self) -> float:
-        """The expected regret of the best of the pilot runs."""
+        """The regret of the best of the pilot runs."""
         return self.regrets_pct[self.runs]
 
 
@@ -93,7 +94,9 @@ def head_confidence(
     """
     if num < 2 or not 0 < level < 1:
         raise ConfigError(f"num must be >= 2 and level in (0, 1), got {num} and {level}; use 5 and {LEVEL}")
-    best = _ranked(scores_pct, 2)[:num]
+    best = scores_pct[scores_pct.isfinite()].double().sort(descending=True).values[:num]
+    if len(best) < 2:
+        raise DataError(f"a ranking needs at least 2 finite predictions, got {len(best)}; score more candidates")
     chance, slope, sd = (each.to(best.device) for each in calibration.likeness(spread_pct))
     centres = (slope / sd)[:, None] * (best - best[0])  # (k, m), in standard deviations, the winner's at 0
     grid = torch.linspace(-_REACH, _REACH, _STEPS, dtype=torch.float64, device=best.device)
@@ -109,63 +112,28 @@ def head_confidence(
     )
 
 
-def pilot_runs(
-    calibration: Calibration,
-    scores_pct: torch.Tensor,
-    *,
-    spread_pct: float | None = None,
-    within_pct: float = 0.5,
-    max_runs: int = 20,
-    draws: int = 2000,
-    seed: int = 0,
-) -> PilotPlan:
-    """The fewest pilot runs after which the expected regret is within `within_pct`, at most `max_runs`.
+def pilot_runs(calibration: Calibration, *, within_pct: float = 0.5, max_runs: int = 20) -> PilotPlan:
+    """The fewest pilot runs after which the mean regret on held-out tasks is within `within_pct`, at most `max_runs`.
 
-    scores_pct: the predictions (n,) of all candidates, in any order; those that are not finite are left out. The
-    expectation is over `draws` simulated tasks: true accuracies are drawn around the predictions, the first candidates
-    are measured, with label noise where it is known, and the one measured best is taken.
+    Groups of tasks weigh alike. Nothing is modelled: the students of a held-out task were all distilled, so the best of
+    the first few is known, and how far it is behind the best of all.
 
     Raises:
-        ConfigError: a setting is out of range, or the spread is needed and missing.
-        DataError: no prediction is finite.
+        ConfigError: a setting is out of range.
     """
-    if not (within_pct > 0 and max_runs >= 1 and draws >= 1):
-        raise ConfigError(
-            f"within_pct must be > 0, max_runs and draws >= 1, got {within_pct}, {max_runs} and {draws}; use 0.5, 20 and 2000"
-        )
-    scores = _ranked(scores_pct, 1)
-    chance, slope, sd = calibration.likeness(spread_pct)
-    rng = generator("pilot runs", seed)
-    by_runs = torch.zeros(min(max_runs, len(scores)), dtype=torch.float64)
-    for k in range(len(chance)):
-        lines = (slope[k].to(scores.device) * (scores - scores[0])).float()
-        regret = _regrets(
-            lines, float(sd[k]), calibration.label_noise_pct or 0.0, len(by_runs), -(-draws // len(chance)), rng
-        )
-        by_runs += chance[k] * regret.cpu()
-    regrets = (float(by_runs[0]), *by_runs.tolist())  # to measure one alone changes nothing
+    if not (within_pct > 0 and max_runs >= 1):
+        raise ConfigError(f"within_pct must be > 0 and max_runs >= 1, got {within_pct} and {max_runs}; use 0.5 and 20")
+    students = min(len(task.behind_pct) for task in calibration.tasks)
+    by_runs = [0.0] * min(max_runs, students)
+    for task, chance in zip(calibration.tasks, chances(calibration.tasks), strict=True):
+        for index, regret in enumerate(accumulate(task.behind_pct[: len(by_runs)], min)):
+            by_runs[index] += chance * regret
+    regrets = (by_runs[0], *by_runs)  # to measure one alone changes nothing
     enough = [num for num, regret in enumerate(regrets) if regret <= within_pct]
     return PilotPlan(
         runs=enough[0] if enough else len(by_runs),
         is_enough=bool(enough),
         within_pct=within_pct,
         regrets_pct=regrets,
+        students=students,
     )
-
-
-def _regrets(
-    lines: torch.Tensor, sd_pct: float, noise_pct: float, num: int, draws: int, rng: torch.Generator
-) -> torch.Tensor:
-    """(num,): the mean regret of the best measured of the first 1 to `num`; `lines` (n,) are expected accuracies."""
-    true = lines + sd_pct * torch.randn(draws, len(lines), generator=rng).to(lines.device)
-    measured = true[:, :num] + noise_pct * torch.randn(draws, num, generator=rng).to(lines.device)
-    taken = true.gather(1, measured.cummax(1).indices)
-    return (true.max(1).values[:, None] - taken).double().mean(0)
-
-
-def _ranked(scores_pct: torch.Tensor, least: int) -> torch.Tensor:
-    """The finite ones as float64, best first."""
-    known = scores_pct[scores_pct.isfinite()].double().sort(descending=True).values
-    if len(known) < least:
-        raise DataError(f"a ranking needs at least {least} finite predictions, got {len(known)}; score more candidates")
-    return known

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from dass.errors import ConfigError
 from dass.zoo.distilled import Distilled
-from dass.zoo.pretrained import PREDICTOR, Pretrained, load
+from dass.zoo.files import PREDICTOR
+from dass.zoo.pretrained import Pretrained, load
 from dass.zoo.ranked import RankedStudents
 
 __all__ = ["PREDICTOR", "RECORDS", "Distilled", "Pretrained", "RankedStudents", "load", "shipped_records"]

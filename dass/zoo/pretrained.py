@@ -15,18 +15,18 @@ from dass.errors import ConfigError, DataError, SchemaTooNewError, SpaceError, S
 from dass.kd.alone import train_alone
 from dass.kd.own_teacher import own_teacher, read_weights
 from dass.kd.teacher import SHORT_TEACHER_RECIPE, Teacher, teacher_run
+from dass.meta.calibration import Calibration
 from dass.meta.method import MetaMethod
 from dass.precision import full_float32
 from dass.predictor import load_predictor
 from dass.records import Recipe
-from dass.search.ranking import Ranking
-from dass.search.select import SearchConfig, check_made_for, make_scorer, search
+from dass.search.advice import Advice, advise
+from dass.search.ranking import Candidate, Ranking
+from dass.search.select import PredictorScorer, SearchConfig, check_made_for, make_scorer, search
 from dass.spaces import SearchSpace, get_space
 from dass.threads import one_thread
+from dass.zoo.files import read_predictor
 from dass.zoo.ranked import RankedStudents
-
-PREDICTOR = Path(__file__).parent / "predictor.safetensors"
-"""The one that the package ships."""
 
 Images = str | Path | tuple[torch.Tensor, Sequence[int]] | tuple[torch.Tensor, Sequence[int], Sequence[str]]
 Brought = str | Path | Mapping[str, torch.Tensor] | torch.nn.Module | Teacher
@@ -35,30 +35,22 @@ Progress = Callable[[str, int, int], None]
 
 
 def load(file: Path | str | None = None) -> "Pretrained":
-    """The predictor of a file that `meta-train --output` wrote; None: the one that the package ships.
+    """The predictor of a file that `meta-train --output` or `calibrate --output` wrote; None: the one of the package.
 
     Raises:
-        ConfigError: there is no such file, or it is no predictor's, or its predictor wants measured students.
+        ConfigError: there is no such file, or it is no predictor's, or its predictor wants measured students, or what
+            lies beside it is no calibration of it.
         PredictorMismatchError: it holds a method that looks at images, or was made for a space that is another by now.
         SchemaTooNewError: a newer version of this package wrote it.
     """
-    if file is None and not PREDICTOR.is_file():
-        raise ConfigError(
-            "load() needs a predictor in the package, got a version without: none ships with this version yet; give the "
-            "file of one that `meta-train --output` wrote"
-        )
-    path = PREDICTOR if file is None else Path(file)
+    found = read_predictor(file)
     try:
-        method = load_predictor(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(
-            f"a predictor must be a readable file, got {path} ({error.strerror}); correct the path"
-        ) from error
+        method = load_predictor(found.data)
     except SchemaTooNewError:
         raise
     except StoreError as error:
         raise ConfigError(
-            f"a predictor must be a file that `meta-train --output` wrote, got {path}: {error}"
+            f"a predictor must be a file that `meta-train --output` wrote, got {file}: {error}"
         ) from error
     if method.num_support:
         raise ConfigError(
@@ -67,18 +59,19 @@ def load(file: Path | str | None = None) -> "Pretrained":
         )
     space = get_space(method.spec.space)
     check_made_for(method.spec, space)
-    return Pretrained(method, space)
+    return Pretrained(method, space, found.calibration)
 
 
 class Pretrained:
     """A predictor with its search space; it knows for which resolution it was made.
 
-    method: any that adapts to a teacher alone.
+    method: any that adapts to a teacher alone. calibration: how far it can be trusted; None where that is unknown.
     """
 
-    def __init__(self, method: MetaMethod, space: SearchSpace) -> None:
+    def __init__(self, method: MetaMethod, space: SearchSpace, calibration: Calibration | None = None) -> None:
         self.method = method
         self.space = space
+        self.calibration = calibration
 
     @property
     def resolution(self) -> int:
@@ -148,7 +141,23 @@ class Pretrained:
         for batch in search(strategy, scorer, config, task.resolution, task.num_classes):
             ranking.add(batch)
             progress("search", ranking.scored, candidates)
-        return RankedStudents(ranking, budget, self.space, known, data, is_selected=self.method.is_selected)
+        return RankedStudents(
+            ranking,
+            budget,
+            self.space,
+            known,
+            data,
+            is_selected=self.method.is_selected,
+            advice=self._advice(scorer, known, task.num_classes, ranking.ranked),
+        )
+
+    def _advice(
+        self, scorer: PredictorScorer, teacher: Teacher, num_classes: int, ranked: Sequence[Candidate]
+    ) -> Advice | None:
+        if self.calibration is None:
+            return None
+        scores = torch.tensor([candidate.score for candidate in ranked])
+        return advise(self.calibration, scorer, self.space, teacher, num_classes, scores)
 
     def _read(self, images: Images, progress: Callable[[int, int], None]) -> Pack:
         """The images as a pack of the predictor's resolution."""

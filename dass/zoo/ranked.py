@@ -11,6 +11,7 @@ from dass.records import Recipe, Run, Student, Task
 from dass.report.cards import render_card
 from dass.report.model import PageData
 from dass.report.wording import count, percent
+from dass.search.advice import Advice
 from dass.search.budget import Budget
 from dass.search.ranking import COLUMNS, Candidate, Ranking, pareto, to_row
 from dass.spaces import SearchSpace
@@ -24,7 +25,8 @@ class RankedStudents(Sequence[Candidate]):
     """Scored students, best first, as a sequence; in a notebook a table of the best and a picture of all.
 
     ranking: of them all. budget: that they are within. teacher, data: what they were ranked for.
-    is_selected: whether meta-validation chose the predictor.
+    is_selected: whether meta-validation chose the predictor. advice: how far the ranking can be trusted, where the
+    predictor was calibrated.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class RankedStudents(Sequence[Candidate]):
         data: ResidentBatches,
         *,
         is_selected: bool,
+        advice: Advice | None = None,
     ) -> None:
         self._candidates = ranking.ranked
         self._sample = [] if ranking.is_complete else ranking.sample
@@ -43,6 +46,7 @@ class RankedStudents(Sequence[Candidate]):
         self.budget = budget
         self.space = space
         self.teacher = teacher
+        self.advice = advice
         self._data = data
         self._is_selected = is_selected
 
@@ -148,7 +152,7 @@ class RankedStudents(Sequence[Candidate]):
             lines.append(
                 "Meta-validation gave no rank correlation, so the predictor is merely the last one of its training."
             )
-        return lines
+        return lines if self.advice is None else [*lines, *self.advice.sentences]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

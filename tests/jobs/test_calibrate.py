@@ -13,6 +13,8 @@ from dass.meta.calibration_file import from_document
 from dass.meta.novelty import sketch
 from dass.search.advice import LEVEL, TOP_SHARE
 from dass.search.confidence import head_confidence
+from dass.spaces import get_space
+from dass.zoo import load
 from jobs import collect
 from jobs.calibrate import known_calibration
 from jobs.config import with_settings
@@ -21,6 +23,7 @@ from jobs.job import Job
 from jobs.recipes import get_recipe
 from jobs.target import find_teacher
 from tests.jobs.command import call, tree
+from tests.jobs.images import save_weights, write_images
 from tests.jobs.prepared import train
 
 MORE = "collect.students_per_task=6"
@@ -95,6 +98,68 @@ def test_what_was_held_out_is_not_held_out_again(calibrated: Path, tmp_path: Pat
     assert "hold out 3 of 3" in after.err
     assert get_latest(job.store, name) == whole
     assert json.loads(after.out) == json.loads(before.out)
+
+
+@pytest.fixture(scope="module")
+def exported(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store's predictor as a file with its calibration beside it."""
+    file = tmp_path_factory.mktemp("exported") / "predictor.safetensors"
+    answer = call("calibrate", *SMOKE, "--store", calibrated, "--output", file)
+    assert (answer.code, answer.out.splitlines()[-1]) == (
+        0,
+        f"predictor written to {file}, its calibration beside it",
+    )
+    return file
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """Images that no predictor has seen, and a teacher of them."""
+    folder = tmp_path_factory.mktemp("pets")
+    images = write_images(folder / "pets", {"cat": 12, "dog": 12})
+    return images, save_weights(folder / "teacher.safetensors", get_space("smoke").largest, 2)
+
+
+def test_a_ranking_in_python_says_how_sure_it_is(exported: Path, pets: tuple[str, Path]) -> None:
+    ranking = load(exported).rank(*pets, candidates=30)
+    assert ranking.advice is not None
+    assert ranking.advice.predicted_pct == pytest.approx(ranking.best.score)
+    assert all(sentence in repr(ranking) for sentence in ranking.advice.sentences)
+
+
+def test_a_search_may_ask_the_packages_predictor_in_a_store_that_has_none(
+    calibrated: Path, exported: Path, pets: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, weights = pets
+    args = ("--data", images, "--teacher", weights, "--json")
+    mine = shutil.copytree(calibrated, tmp_path / "mine")
+    expected = json.loads(call("search", *SMOKE, "--store", mine, *args).out)
+
+    package = ("--recipe", "smoke", "--set", "predictor=package", "--store", tmp_path / "fresh")
+    refused = call("search", *package, *args)
+    assert refused.code == 2
+    assert "the package's predictor was asked for, got a version without" in refused.error
+    assert not (tmp_path / "fresh").exists()
+    monkeypatch.setattr("dass.zoo.files.PREDICTOR", exported)
+    other = call("search", *package, "--set", "data.resolution=24", *args)
+    assert "a predictor ranks only what it was made for: its resolution is 16, got 24" in other.error
+    answer = call("search", *package, *args)
+    assert answer.code == 0, answer.err
+    found = json.loads(answer.out)
+    assert found["candidates"] == expected["candidates"]
+    assert (found["predictor"], found["advice"]) == (expected["predictor"], expected["advice"])
+    distilled = call(
+        "distil", *package, "--data", images, "--set", "distil.controls=false", "--output", tmp_path / "student"
+    )
+    assert distilled.code == 0, distilled.err
+    assert (tmp_path / "student").is_file()
+    assert call("report", *package, "--data", images).code == 0
+
+
+def test_a_calibration_that_would_take_the_predictors_place_is_refused(calibrated: Path, tmp_path: Path) -> None:
+    answer = call("calibrate", *SMOKE, "--store", calibrated, "--output", tmp_path / "predictor.json")
+    assert answer.code == 2
+    assert "name it predictor.safetensors" in answer.error
 
 
 def test_a_dry_run_writes_nothing(calibrated: Path, tmp_path: Path) -> None:

@@ -10,9 +10,16 @@ from typing import Any
 
 import pytest
 
+from cluster.documents import put_latest
 from cluster.objects import FolderStore
 from cluster.weights import get_blob
+from dass.meta.held_out import held_out
 from dass.predictor import load_predictor
+from jobs.config import with_settings
+from jobs.console import Console
+from jobs.job import Job
+from jobs.meta_train import current, features, learnable, spec_of
+from jobs.recipes import get_recipe
 from tests.jobs.command import ROOT, Answer, call, tree
 from tests.jobs.prepared import prepare
 
@@ -95,6 +102,30 @@ def test_a_tuning_is_done_once_and_an_untuned_predictor_takes_its_place_with_a_w
     assert back.code == 0
     assert latest(store, "predictor") == latest(tuned[0], "predictor")
     assert tree(store / "tuning") == tree(tuned[0] / "tuning")
+
+
+def test_a_tuned_predictor_is_calibrated_with_the_settings_that_it_was_found_with(
+    tuned: tuple[Path, Answer], tmp_path: Path
+) -> None:
+    store = shutil.copytree(tuned[0], tmp_path / "store")
+    pointer = latest(store, "predictor")
+    pointer["tuning"]["config"]["lr"] = 0.003  # as if a trial with this rate had won
+    put_latest(FolderStore(store), "predictor", pointer)
+    answer = call("calibrate", "--recipe", "smoke", *LENGTH, "--store", store)
+    assert answer.code == 0, answer.err
+    job = Job.open(with_settings(get_recipe("smoke"), LENGTH[1::2]), str(store), Console(is_json=True), dry_run=True)
+    config = current(job)["tuning"].config
+    assert config.lr != job.config.meta.lr
+    train, valid = features(job, learnable(job))
+    expected = [
+        found
+        for group in held_out(spec_of(job, 16, config), config, [[t] for t in (*train, *valid)])
+        for found in group
+    ]
+    found = latest(store, f"calibration-{latest(store, 'predictor')['predictor']}")["held_out"]
+    assert [tuple(each["predicted_pct"]) for each in found] == [each.predicted_pct for each in expected]
+    other = call("calibrate", "--recipe", "smoke", *LENGTH, "--set", "collect.students_per_task=2", "--store", store)
+    assert "error: only a predictor that was made from the records of today by this recipe" in other.error
 
 
 def test_a_killed_tuning_goes_on_and_trains_nothing_twice(

@@ -39,8 +39,10 @@ def evidence_alone(found: list[HeldOut]) -> Calibration:
     tasks = []
     for each in found:
         predicted, actual = np.array(each.predicted_pct), np.array(each.accuracies_pct)
-        errors = (actual - predicted)[np.argsort(-predicted)]
-        tasks.append(TaskEvidence(each.name, each.group, TEACHER, tuple(errors.tolist()), 1.0, 1.0, 1.0))
+        order = np.argsort(-predicted)
+        errors, behind = (actual - predicted)[order], (actual.max() - actual)[order]
+        kept = tuple(errors.tolist()), tuple(behind.tolist())
+        tasks.append(TaskEvidence(each.name, each.group, TEACHER, *kept, 1.0, 1.0, 1.0))
     return Calibration(tuple(tasks), "points", 1.0, 0.0)
 
 
@@ -49,6 +51,7 @@ class TestIntervals:
         found = World().held_out(np.random.default_rng(18), 4, 10)
         for ours, expected in zip(calibrate(found).tasks, evidence_alone(found).tasks, strict=True):
             assert ours.errors_pct == pytest.approx(expected.errors_pct, abs=1e-4)
+            assert ours.behind_pct == pytest.approx(expected.behind_pct, abs=1e-4)
 
     @pytest.mark.parametrize(("level", "per_group"), [(0.8, 1), (0.6, 1), (0.6, 2)])
     def test_it_covers_students_of_new_tasks_as_often_as_it_says(self, level: float, per_group: int) -> None:
@@ -297,6 +300,8 @@ DAMAGES: dict[str, Callable[[Any], Any]] = {
     "a text for a list": set_in("tasks", 1, "errors_pct", to="123"),
     "a negative sd": set_in("tasks", 1, "sd_pct", to=-1.0),
     "too few errors": set_in("tasks", 1, "errors_pct", to=[1.0, 2.0]),
+    "a distance from the best too few": set_in("tasks", 1, "behind_pct", to=[0.0, 2.0]),
+    "nobody who is the best": set_in("tasks", 1, "behind_pct", 0, to=-1.0),
     "a statistic too few": set_in("tasks", 1, "teacher", "map_statistics", to=[1.0]),
     "a teacher above 100 %": set_in("tasks", 1, "teacher", "accuracy_pct", to=101.0),
     "one task alone": lambda document: document["tasks"].__delitem__(slice(1, None)),

@@ -131,7 +131,7 @@ class TestHeldOut:
         order = scores.argsort(descending=True)
         head = head_confidence(calibration, scores[order[[0, -1]]], spread_pct=spread)
         assert head.is_distinguishable
-        plan = pilot_runs(calibration, scores, spread_pct=spread, within_pct=0.5)
+        plan = pilot_runs(calibration, within_pct=0.5)
         regret = float(new.targets_pct.max() - new.targets_pct[order[: max(1, plan.runs)]].max())
         assert regret <= plan.before_pct + 2
         seen = novelty(calibration.teachers, sketch(new.teacher_map, new.teacher_accuracy_pct), num_classes=10)

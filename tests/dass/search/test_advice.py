@@ -20,7 +20,7 @@ ADVICE = Advice(
     level=0.8,
     interval_pct=(55.04, 67.4),
     head=HeadConfidence(0.71, (0.4, 0.3, 0.3), 0.95),
-    pilots=PilotPlan(2, is_enough=True, within_pct=0.5, regrets_pct=(1.4, 1.4, 0.44)),
+    pilots=PilotPlan(2, is_enough=True, within_pct=0.5, regrets_pct=(1.4, 1.4, 0.44), students=30),
     novelty=Novelty(0.5, ()),
 )
 
@@ -30,8 +30,8 @@ def test_an_advice_in_words() -> None:
         "Predicted for the winner: 61.2 %, with a chance of 80 % between 55.0 and 67.4 %, by tasks that were held out.",
         "The winner cannot be told from the runner-up at 95 %: it is better with a chance of 71 %, and the best of the first "
         "3 with one of 40 %.",
-        "Distilling the first 2 as pilot runs would settle it, within 0.5 points of the best candidate (expected regret 1.4 "
-        "points before, 0.4 after).",
+        "On tasks held out, the winner of 30 or more students came out 1.4 points behind the best of them, the best of the "
+        "first 2 0.4: distil so many as pilot runs to be within 0.5 points.",
     )
 
 
@@ -40,15 +40,16 @@ def test_an_advice_in_words() -> None:
     [
         (replace(ADVICE, interval_pct=None), 0, "Too few tasks were held out for an interval of 80 %."),
         (
-            replace(ADVICE, pilots=PilotPlan(0, is_enough=True, within_pct=0.5, regrets_pct=(0.3, 0.3))),
+            replace(ADVICE, pilots=PilotPlan(0, is_enough=True, within_pct=0.5, regrets_pct=(0.3, 0.3), students=30)),
             2,
-            "No pilot run is needed: the winner is expected 0.3 points behind, within 0.5 points of the best candidate.",
+            "On tasks held out, the winner of 30 or more students came out 0.3 points behind the best of them: within 0.5 "
+            "points, so no pilot run is needed.",
         ),
         (
-            replace(ADVICE, pilots=PilotPlan(1, is_enough=False, within_pct=0.5, regrets_pct=(1.3, 1.3))),
+            replace(ADVICE, pilots=PilotPlan(1, is_enough=False, within_pct=0.5, regrets_pct=(1.3, 1.3), students=30)),
             2,
-            "Even 1 pilot runs would not bring the best of them within 0.5 points of the best candidate (expected regret 1.3 "
-            "points before, 1.3 after).",
+            "On tasks held out, the winner of 30 or more students came out 1.3 points behind the best of them, the best of "
+            "the first 1 1.3: more pilot runs than that would be needed to be within 0.5 points.",
         ),
         (
             replace(ADVICE, novelty=Novelty(2.0, ("one reason", "another"))),

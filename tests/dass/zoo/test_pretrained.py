@@ -151,8 +151,8 @@ def test_without_a_shipped_predictor_load_says_so() -> None:
         assert load().space.name
     else:
         assert refusal(ConfigError, load) == (
-            "load() needs a predictor in the package, got a version without: none ships with this version yet; give the "
-            "file of one that `meta-train --output` wrote"
+            "the package's predictor was asked for, got a version without: none ships with this version yet; use one that "
+            "`meta-train` made, by its file or in a store"
         )
 
 
