@@ -88,11 +88,25 @@ class Ceiling:
 
 
 @dataclass(frozen=True)
+class Coverage:
+    """How well the predictor's intervals held on one target.
+
+    level: the share that was promised on average over tasks. half_width_pct: of the intervals, accuracy points. share:
+    of the ranked students, those whose accuracy lay in theirs; the mean over seeds.
+    """
+
+    level: float
+    half_width_pct: float
+    share: float
+
+
+@dataclass(frozen=True)
 class BenchmarkTarget:
     """A target that methods were compared on.
 
     records: the hash of all records that the results depend on. students: those that were ranked; shown: those that
     methods could adapt to; diverged: those that have no accuracy. failed: by method, students without a score.
+    coverage: None where the predictor was not calibrated, or DaSS not compared.
     """
 
     name: str
@@ -102,6 +116,7 @@ class BenchmarkTarget:
     diverged: int
     failed: Mapping[str, int]
     ceiling: Ceiling | None
+    coverage: Coverage | None
 
 
 @dataclass(frozen=True)
@@ -243,6 +258,18 @@ def ceiling(runs_pct: Sequence[Sequence[float]], seed: int = 0) -> Ceiling | Non
         between_runs=Interval(between, low, high),
         of_perfect=Interval(*map(_perfect, (between, low, high))),
     )
+
+
+def label_noise_pct(runs_pct: Sequence[Sequence[float]]) -> float | None:
+    """Standard deviation of a student's accuracy from run to run, points: pooled over students with several runs each.
+
+    None with fewer than 4 such students.
+    """
+    several = [np.asarray(runs, dtype=np.float64) for runs in runs_pct if len(runs) > 1]
+    if len(several) < MIN_BAND:
+        return None
+    squares = sum(float(((runs - runs.mean()) ** 2).sum()) for runs in several)
+    return math.sqrt(squares / sum(runs.size - 1 for runs in several))
 
 
 def _draw_pairs(several: Sequence[Values], rng: np.random.Generator) -> tuple[Values, Values]:

@@ -161,19 +161,23 @@ def evaluate(
     is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """How well every method ranks the distilled students of the targets, all on the same records."""
+    from jobs import calibrate, shipped
     from jobs import evaluate as verb
-    from jobs import shipped
 
     names: Sequence[str] = verb.split_names(methods or ())
     if records is Records.SHIPPED:
         shipped.check_options(recipe, targets)
         console = Console(is_json=is_json)
         job, known = shipped.open_shipped(settings, store, console, seeds=seeds, retrain=retrain, dry_run=dry_run)
-        names = names or known.methods
+        names, calibration = names or known.methods, shipped.calibration()
     else:
         shipped.check_records(retrain=retrain)
         job = open_job(recipe, settings, store, None, dry_run=dry_run, is_json=is_json)
-    job.console.document(verb.run(job, names=names, seeds=seeds, sources=targets or (), output=output, is_anew=anew))
+        calibration = calibrate.current_calibration(job)
+    done = verb.run(
+        job, names=names, seeds=seeds, sources=targets or (), output=output, is_anew=anew, calibration=calibration
+    )
+    job.console.document(done)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """`calibrate`: how far the store's predictor can be trusted, by tasks held out of one meta-training after the other."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +10,7 @@ from cluster.checkpoints import remove_checkpoints
 from cluster.documents import get_latest, put_latest
 from cluster.weights import get_blob
 from dass.errors import ConfigError, ObjectNotFoundError
+from dass.evaluation import label_noise_pct
 from dass.meta.calibration import Calibration, calibrate
 from dass.meta.calibration_file import from_document, to_document
 from dass.meta.held_out import HeldOut, by_classes, check_enough, folds, predict
@@ -48,9 +50,25 @@ def run(job: Job) -> dict[str, Any]:
         done += predict(training.best(), fold)
         _keep(job, predictor, done)
         remove_checkpoints(job.store, key)
-    calibration = calibrate(done)
+    calibration = calibrate(done, label_noise_pct=label_noise_pct(_repeats(job)))
     _keep(job, predictor, done, calibration)
     return _told(job, calibration)
+
+
+def _repeats(job: Job) -> list[list[float]]:
+    """Accuracies of every student that was distilled more than once from one teacher by the recipe, under other seeds."""
+    found: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for record in job.database.scan():
+        run, best = record.run, record.result.best_accuracy_pct
+        if run.teacher is not None and run.recipe == job.config.student and best is not None:
+            found[run.task, run.teacher, run.student.key].append(best)
+    return [runs for _, runs in sorted(found.items()) if len(runs) > 1]
+
+
+def current_calibration(job: Job) -> Calibration | None:
+    """That of the store's predictor, if it has both."""
+    known = current(job)
+    return known_calibration(job, known["predictor"]) if known else None
 
 
 def check_file(output: Path) -> None:
@@ -130,5 +148,6 @@ def _told(job: Job, calibration: Calibration) -> dict[str, Any]:
         "level": LEVEL,
         "within_sd_pct": calibration.within_sd_pct,
         "pair_log_loss": calibration.pair_log_loss,
+        "label_noise_pct": calibration.label_noise_pct,
         "dry_run": False,
     }

@@ -10,22 +10,29 @@ The keys of the JSON document:
     groups      name -> trivial, zero-cost, short training or meta-learned
     records     target -> hash of all records that its results depend on, and how many students were ranked
     ceiling     target -> what the noise of the labels allows (dass/evaluation.py), null where no student ran twice
+    coverage    target -> {level, half_width_pct, share}: how the predictor's intervals held, null without `calibrate`
     protocol    seeds, records of the meta-training, recipes, device, code: what another evaluation must share
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+import torch
 
 from cluster.runtime import code_version, versions
 from dass.baselines import FAILED
 from dass.baselines.catalog import Catalog
 from dass.errors import ConfigError
-from dass.evaluation import METRICS, Benchmark, BenchmarkTarget, Judged, ceiling, judge, ranked, summarise
+from dass.evaluation import METRICS, Benchmark, BenchmarkTarget, Coverage, Judged, ceiling, judge, ranked, summarise
+from dass.meta.calibration import Calibration
+from dass.predictor import METHOD
 from dass.records import content_id
 from dass.report import render_benchmark
 from dass.report.wording import TIMES, allowed, brief, correlation, percent, ranged
+from dass.search.advice import LEVEL
 from jobs.evaluation_records import Target, find_targets, freeze
 from jobs.evaluation_scores import Evaluation, Place, Scored
 from jobs.job import Job
@@ -43,8 +50,12 @@ def run(
     sources: Sequence[str] = (),
     output: Path | None = None,
     is_anew: bool = False,
+    calibration: Calibration | None = None,
 ) -> dict[str, Any]:
-    """Score what is pending, then print and return the comparison; with `dry_run` only what is pending."""
+    """Score what is pending, then print and return the comparison; with `dry_run` only what is pending.
+
+    calibration: of a predictor that was meta-trained like the method `dass`; its intervals are checked on the targets.
+    """
     if seeds < 1:
         raise ConfigError(f"--seeds must be >= 1, got {seeds}; intervals need 2 or more")
     if output is not None:
@@ -63,7 +74,7 @@ def run(
         for done, scored in enumerate(evaluation.measure(results), start=1):
             results[scored.place] = scored
             bar.update(done, num_pending, f"{scored.method} on {scored.target}")
-    benchmark = _benchmark(evaluation, results)
+    benchmark = _benchmark(evaluation, results, calibration)
     if output is not None:
         _write(output, render_benchmark(benchmark))
     _tell(job, benchmark)
@@ -83,7 +94,7 @@ def check_output(output: Path) -> None:
         )
 
 
-def _benchmark(evaluation: Evaluation, results: Mapping[Place, Scored]) -> Benchmark:
+def _benchmark(evaluation: Evaluation, results: Mapping[Place, Scored], calibration: Calibration | None) -> Benchmark:
     summaries = [
         summarise(
             method.name,
@@ -118,11 +129,25 @@ def _benchmark(evaluation: Evaluation, results: Mapping[Place, Scored]) -> Bench
                     )
                 },
                 ceiling=ceiling(target.runs_pct),
+                coverage=None if calibration is None else _coverage(evaluation, results, calibration, target),
             )
             for target in evaluation.targets
         ),
         protocol=_protocol(evaluation),
     )
+
+
+def _coverage(
+    evaluation: Evaluation, results: Mapping[Place, Scored], calibration: Calibration, target: Target
+) -> Coverage | None:
+    """None where DaSS is not compared, or the calibration has too few groups for the level."""
+    reach = calibration.half_width_pct(LEVEL)
+    seeds = [seed for method in evaluation.methods if method.name == METHOD for seed in evaluation.seeds_of(method)]
+    if reach is None or not seeds:
+        return None
+    accuracies = torch.tensor(target.accuracies_pct)
+    scores = [torch.tensor(results[METHOD, seed, target.task.name].scores) for seed in seeds]
+    return Coverage(LEVEL, reach, fmean(calibration.coverage(each, accuracies, LEVEL) or 0.0 for each in scores))
 
 
 def _judged(job: Job, target: Target, scored: Scored) -> Judged:
@@ -176,6 +201,7 @@ def _document(benchmark: Benchmark) -> dict[str, Any]:
         },
         "failed": {each.name: dict(each.failed) for each in benchmark.targets},
         "ceiling": {each.name: None if each.ceiling is None else asdict(each.ceiling) for each in benchmark.targets},
+        "coverage": {each.name: None if each.coverage is None else asdict(each.coverage) for each in benchmark.targets},
         "protocol": dict(benchmark.protocol),
         "dry_run": False,
     }

@@ -8,7 +8,9 @@ from cluster.objects import FolderStore, ObjectStore
 from cluster.schema import build
 from dass.baselines.catalog import Catalog
 from dass.errors import ConfigError
-from dass.zoo import shipped_records
+from dass.meta.calibration import Calibration
+from dass.zoo import PREDICTOR, shipped_records
+from dass.zoo.files import read_predictor
 from jobs.config import Config, with_settings
 from jobs.console import Console
 from jobs.job import Job
@@ -57,6 +59,11 @@ class Shipped:
 def without_source(config: Config) -> Config:
     """The same where only tasks are known, and no images to cut them from."""
     return replace(config, data=replace(config.data, source=""))
+
+
+def calibration() -> Calibration | None:
+    """That of the package's predictor, which was meta-trained on the shipped records."""
+    return read_predictor().calibration if PREDICTOR.is_file() else None
 
 
 def read_manifest(store: ObjectStore) -> Shipped:

@@ -95,17 +95,23 @@ def ranged(value: Interval) -> str:
 
 
 def allowed(target: BenchmarkTarget) -> str:
-    """What was ranked on a target, and what the noise of the labels allows."""
-    text = f"{target.name}: {target.students} students"
+    """What was ranked on a target, what the noise of the labels allows, and how the predictor's intervals held."""
+    parts = [f"{target.name}: {target.students} students"]
     if target.diverged:
-        text += f", {target.diverged} more diverged"
-    if target.ceiling is None:
-        return f"{text}; too few of them ran under several seeds for a label-noise ceiling"
-    noise = target.ceiling
-    return (
-        f"{text}; label-noise ceiling {ranged(noise.of_perfect)}, between two runs {ranged(noise.between_runs)}, "
-        f"from {noise.runs} runs of {noise.students} students"
-    )
+        parts[0] += f", {target.diverged} more diverged"
+    if (noise := target.ceiling) is None:
+        parts.append("too few of them ran under several seeds for a label-noise ceiling")
+    else:
+        parts.append(
+            f"label-noise ceiling {ranged(noise.of_perfect)}, between two runs {ranged(noise.between_runs)}, "
+            f"from {noise.runs} runs of {noise.students} students"
+        )
+    if (held := target.coverage) is not None:
+        parts.append(
+            f"{100 * held.share:.0f} % of the students within ± {held.half_width_pct:.1f} points of what dass predicted, "
+            f"{100 * held.level:.0f} % promised on average over tasks"
+        )
+    return "; ".join(parts)
 
 
 def verdict(page: PageData) -> str:

@@ -16,6 +16,7 @@ from dass.evaluation import (
     ceiling,
     interval,
     judge,
+    label_noise_pct,
     macs_bands,
     ranked,
     spearman_in_bands,
@@ -212,3 +213,18 @@ class TestCeiling:
         assert found is not None
         assert (found.students, found.runs) == (4, 9)
         assert ceiling([[1.0, 1.0]] * 9) is None
+
+
+class TestLabelNoise:
+    def test_it_is_the_sd_from_run_to_run_whatever_the_students(self) -> None:
+        rng = np.random.default_rng(0)
+        runs = rng.normal(60, 15, size=(4000, 1)) + 1.7 * rng.normal(size=(4000, 3))
+        mixed = [tuple(each[: 2 + index % 2]) for index, each in enumerate(runs.tolist())]
+        assert label_noise_pct(mixed) == pytest.approx(1.7, rel=0.05)
+
+    def test_by_hand(self) -> None:
+        pairs = [(50.0, 52.0), (70.0, 70.0), (20.0, 24.0), (33.0, 33.0), (99.0,)]
+        assert label_noise_pct(pairs) == pytest.approx(math.sqrt((2 + 0 + 8 + 0) / 4))
+
+    def test_a_few_students_do_not_tell(self) -> None:
+        assert label_noise_pct([(50.0, 52.0)] * 3 + [(1.0,)] * 9) is None

@@ -1,6 +1,7 @@
 """`evaluate` on a small real store: what it prints and returns, how it goes on, and what it refuses."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cluster.documents import get_latest, put_document
+from cluster.documents import get_document, get_latest, put_document
 from cluster.objects import FolderStore
 from cluster.plan import Plan
 from cluster.teachers import load_teacher
@@ -98,6 +99,27 @@ def without_times(document: dict[str, Any]) -> dict[str, Any]:
         for name, of_method in document["methods"].items()
     }
     return {**{key: document[key] for key in ("records", "ceiling", "groups", "failed")}, "methods": methods}
+
+
+def test_a_calibrated_predictors_intervals_are_checked_on_the_target(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    level = 0.7  # three groups vouch for 75 %
+    monkeypatch.setattr("jobs.evaluate.LEVEL", level)
+    monkeypatch.setattr("jobs.calibrate.LEVEL", level)
+    told = json.loads(call("calibrate", "--recipe", "smoke", "--store", place, "--json").out)
+    found = json.loads(call(*SMOKE, "--methods", "dass,macs", "--seeds", "2", "--store", place, "--json").out)
+    job, target = ranked_students(place)
+    pairs = [runs for runs in target.runs_pct if len(runs) > 1]
+    assert told["label_noise_pct"] == pytest.approx(math.sqrt(np.mean([np.var(runs, ddof=1) for runs in pairs])))
+    held = found["coverage"]["target"]
+    assert (held["level"], held["half_width_pct"]) == (level, told["half_width_pct"])
+    scores = [get_document(job.store, "evaluation", name.removesuffix(".json")) for name in results(place)]
+    errors = [np.abs(np.subtract(each["scores"], target.accuracies_pct)) for each in scores if each["method"] == "dass"]
+    assert len(errors) == 2
+    assert held["share"] == pytest.approx(np.mean([each <= held["half_width_pct"] for each in errors]))
+    alone = json.loads(call(*SMOKE, "--methods", "macs", "--store", place, "--json").out)
+    assert alone["coverage"] == {"target": None}
 
 
 class TestDocument:
