@@ -25,6 +25,7 @@ import torch
 from cluster.runtime import code_version, versions
 from dass.baselines import FAILED
 from dass.baselines.catalog import Catalog
+from dass.baselines.registry import check_recipe
 from dass.errors import ConfigError
 from dass.evaluation import METRICS, Benchmark, BenchmarkTarget, Coverage, Judged, ceiling, judge, ranked, summarise
 from dass.meta.calibration import Calibration
@@ -61,6 +62,7 @@ def run(
     if output is not None:
         check_output(output)
     methods = Catalog(job.config.meta, job.config.meta_d2a, job.config.tans).choose(names)
+    check_recipe([method.name for method in methods], job.config.student, "student")
     found = learnable(job)
     targets = find_targets(job, sources, (record.run.id for record in found.records))
     freeze(job, targets, is_anew=is_anew)

@@ -1,6 +1,6 @@
 """The baselines that need no meta-training, by name, each built for one task."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
@@ -165,6 +165,24 @@ BASELINES: Mapping[str, Callable[[BaselineContext], Scorer]] = MappingProxyType(
 
 UNSEEDED = frozenset({"params", "macs", "depth", "synflow+remap", "remap_accuracy"})
 """Those that draw neither weights nor images, so that every seed gives the same scores."""
+
+
+def check_recipe(names: Sequence[str], recipe: Recipe, called: str = "recipe") -> None:
+    """Raise ConfigError, before anything is built, if one of `names` asks for what the recipe rules out.
+
+    called: what the user calls the recipe.
+    """
+    rules = (
+        ("init", recipe.init == "scratch", ("+remap", "remap_accuracy"), "a copy_paste mode"),
+        ("loss", recipe.loss == "ce", ("+kd",), "kd or kd_paper"),
+    )
+    for key, is_broken, marks, remedy in rules:
+        ruled_out = [name for name in names if is_broken and any(mark in name for mark in marks)]
+        if ruled_out:
+            raise ConfigError(
+                f"{', '.join(ruled_out)} cannot be computed with {called}.{key}={getattr(recipe, key)!r}; set it to {remedy}, "
+                "or choose other methods"
+            )
 
 
 def build_baseline(name: str, context: BaselineContext) -> Scorer:

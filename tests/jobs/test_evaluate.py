@@ -334,6 +334,14 @@ class TestBadInput:
         assert "no records ship with this version yet" in answer.error
         assert not tree(tmp_path)
 
+    def test_a_method_that_the_recipe_rules_out_is_refused_at_once(self, collected: Path) -> None:
+        answer = call(*SMOKE, "--methods", "macs,snip+remap", "--set", "student.init=scratch", "--store", collected)
+        assert (answer.code, answer.error) == (
+            2,
+            "error: snip+remap cannot be computed with student.init='scratch'; set it to a copy_paste mode, or choose other "
+            "methods",
+        )
+
     def test_a_target_of_too_few_students_is_refused(self, done: Path) -> None:
         before = tree(done)
         answer = call(*SMOKE, "--store", done)

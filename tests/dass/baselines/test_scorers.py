@@ -3,8 +3,10 @@
 import math
 import pickle
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from dass.baselines import BASELINES, FAILED, UNSEEDED, BaselineContext, build_baseline, failures
 from dass.baselines.minibatch import Minibatch, draw_minibatch
 from dass.baselines.proxies import PROXIES, snip
+from dass.baselines.registry import check_recipe
 from dass.baselines.scorers import InitialNetworks, NetworkScorer, ProxyValue, to_scores
 from dass.cost import count_macs, count_params
 from dass.data.augment import normalise
@@ -304,6 +307,20 @@ class TestNames:
             build_baseline("snip+kd", replace(CONTEXT, recipe=Recipe(loss="ce")))
         with pytest.raises(ConfigError, match=r"copy_paste mode, got recipe\.init='scratch'"):
             build_baseline("snip+remap", replace(CONTEXT, recipe=Recipe(init="scratch")))
+
+    @pytest.mark.parametrize("recipe", [Recipe(), Recipe(loss="ce"), Recipe(init="scratch")])
+    def test_a_recipe_is_refused_before_for_those_that_it_rules_out(self, recipe: Recipe) -> None:
+        def is_refused(call: Callable[[], object]) -> bool:
+            try:
+                call()
+            except ConfigError:
+                return True
+            return False
+
+        context = replace(CONTEXT, recipe=recipe)
+        told = [name for name in BASELINES if is_refused(partial(check_recipe, [name], recipe))]
+        assert told == [name for name in BASELINES if is_refused(partial(build_baseline, name, context))]
+        assert bool(told) == (recipe != Recipe())
 
     @pytest.mark.parametrize("name", ["remap_accuracy", "short_kd"])
     def test_an_accuracy_without_images_is_refused(self, name: str) -> None:
