@@ -15,7 +15,7 @@ from dass.meta.calibration import Calibration, calibrate
 from dass.meta.calibration_file import from_document, to_document
 from dass.meta.held_out import HeldOut, by_classes, check_enough, folds, predict
 from dass.meta.train import MetaConfig, MetaTraining
-from dass.records import content_id
+from dass.records import Status, content_id
 from dass.search.advice import LEVEL
 from dass.zoo.files import calibration_bytes, calibration_path
 from jobs.job import Job
@@ -59,9 +59,10 @@ def _repeats(job: Job) -> list[list[float]]:
     """Accuracies of every student that was distilled more than once from one teacher by the recipe, under other seeds."""
     found: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for record in job.database.scan():
-        run, best = record.run, record.result.best_accuracy_pct
-        if run.teacher is not None and run.recipe == job.config.student and best is not None:
-            found[run.task, run.teacher, run.student.key].append(best)
+        run, result = record.run, record.result
+        is_label = run.teacher is not None and run.recipe == job.config.student and result.status is Status.FINISHED
+        if is_label and result.best_accuracy_pct is not None:
+            found[run.task, run.teacher or "", run.student.key].append(result.best_accuracy_pct)
     return [runs for _, runs in sorted(found.items()) if len(runs) > 1]
 
 
