@@ -28,30 +28,42 @@ from dass.seeding import generator
 from dass.windows import all_windows, convolve
 
 InputSet = Literal["S", "A", "T", "SA", "ST", "AT", "SAT"]
-Unit = Literal["percent", "task_free", "fraction"]
+Unit = Literal["percent", "task_free", "fraction", "teacher"]
 MapNorm = Literal["none", "layer"]
 
 MAP_CHANNELS = (128, 256)  # of the two convolutions of a map encoder, whatever the number of channels that enter
 METHOD = "dass"
 
-_UNITS: Mapping[Unit, tuple[float, float]] = {  # offset, scale
+_UNITS: Mapping[str, tuple[float, float]] = {  # offset, scale
     "percent": (0.0, 1.0),
     "task_free": (50.0, 10.0),
     "fraction": (0.0, 100.0),
 }
+_TENTHS = 10.0  # a tenth of the teacher's accuracy is 1 in the unit `teacher`
+_LEAST_TEACHER_PCT = 1.0  # a teacher below counts as one of this accuracy, or nothing could be divided by it
 _MATCHED = ("space", "resolution", "noise_sha", "unit", "remap_mode")
 
 
-def to_unit(accuracy_pct: torch.Tensor, unit: Unit) -> torch.Tensor:
-    """Percent in the predictor's unit: unchanged; minus 50 and divided by 10; or 0..1. No constant knows a task."""
-    offset, scale = _UNITS[unit]
+def to_unit(accuracy_pct: torch.Tensor, unit: Unit, teacher_pct: float) -> torch.Tensor:
+    """Percent in the predictor's unit; teacher_pct: the accuracy of the task's teacher.
+
+    percent: unchanged. task_free: minus 50 and divided by 10. fraction: 0..1. teacher: what is lost or won against the
+    teacher, in tenths of its accuracy, so that tasks of any level look alike, and every teacher is 0 (ours).
+    """
+    offset, scale = _offset_and_scale(unit, teacher_pct)
     return (accuracy_pct - offset) / scale
 
 
-def to_percent(value: torch.Tensor, unit: Unit) -> torch.Tensor:
+def to_percent(value: torch.Tensor, unit: Unit, teacher_pct: float) -> torch.Tensor:
     """The inverse of `to_unit`."""
-    offset, scale = _UNITS[unit]
+    offset, scale = _offset_and_scale(unit, teacher_pct)
     return value * scale + offset
+
+
+def _offset_and_scale(unit: Unit, teacher_pct: float) -> tuple[float, float]:
+    if unit == "teacher":
+        return teacher_pct, max(teacher_pct, _LEAST_TEACHER_PCT) / _TENTHS
+    return _UNITS[unit]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,13 +215,14 @@ def _conv(num_in: int, num_out: int) -> nn.Conv2d:
 class Adapted:
     """The predictor after its inner step on one teacher.
 
-    teacher_map: (C, h, w). num_skipped: inner steps left out for a loss that was not finite; the predictor then
-    ranks as it was meta-trained, without knowing this teacher's level.
+    teacher_map: (C, h, w). teacher_pct: the teacher's accuracy. num_skipped: inner steps left out for a loss that was
+    not finite; the predictor then ranks as it was meta-trained.
     """
 
     model: Predictor
     params: Params
     teacher_map: torch.Tensor
+    teacher_pct: float
     num_skipped: int = 0
 
     @property
@@ -220,13 +233,13 @@ class Adapted:
     def to(self, device: torch.device) -> "Adapted":
         """The same on this device."""
         params = {name: value.to(device) for name, value in self.params.items()}
-        return Adapted(self.model, params, self.teacher_map.to(device), self.num_skipped)
+        return Adapted(self.model, params, self.teacher_map.to(device), self.teacher_pct, self.num_skipped)
 
     def score(self, maps: torch.Tensor, arch: torch.Tensor) -> torch.Tensor:
         """Predicted accuracy after distillation, percent, float32 (n,), of maps (n, C, h, w) and arch (n, D)."""
         with torch.no_grad():
             inputs = self.model.prepare(Inputs(maps, arch, self.teacher_map))
-            return to_percent(self.model.call(self.params, inputs), self.model.spec.unit)
+            return to_percent(self.model.call(self.params, inputs), self.model.spec.unit, self.teacher_pct)
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,11 +276,11 @@ class MetaPredictor:
             examples = to_examples(support, self.spec.support_students)
             teacher_map = support.teacher_map.clone()
             read = self.model.prepare(Inputs(examples.maps.to(device), examples.arch.to(device), teacher_map))
-            targets = to_unit(examples.targets_pct.to(device), self.spec.unit)
+            targets = to_unit(examples.targets_pct.to(device), self.spec.unit, support.teacher_accuracy_pct)
             params = {name: value.detach().to(device) for name, value in self.model.named_parameters()}
             rates = {name: value.to(device) for name, value in self.rates.items()}
             adapted = adapt(self.model.call, params, rates, read, targets, loop)
-        return Adapted(self.model, adapted.params, teacher_map, adapted.num_skipped)
+        return Adapted(self.model, adapted.params, teacher_map, support.teacher_accuracy_pct, adapted.num_skipped)
 
     def save(self) -> bytes:
         """The predictor's file; `load_predictor` reads it."""

@@ -41,5 +41,6 @@ def ablations(base: MetaConfig) -> Mapping[str, MetaConfig]:
         "unit percent": replace(base, unit="percent"),
         "unit task_free": replace(base, unit="task_free"),
         "unit fraction": replace(base, unit="fraction"),
+        "unit teacher": replace(base, unit="teacher"),
     }
     return {name: config for name, config in changed.items() if config != base}

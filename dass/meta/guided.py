@@ -54,7 +54,11 @@ class MetaConfig:
     eval_every: int = field(default=20, metadata={"help": "episodes between evaluations; the last one has one too"})
     seed: int = field(default=2, metadata={"help": "seed of the first weights and of the episodes"})
     unit: Unit = field(
-        default="percent", metadata={"help": "percent, task_free: (percent - 50) / 10, or fraction: percent / 100"}
+        default="percent",
+        metadata={
+            "help": "percent; task_free: (percent - 50) / 10; fraction: percent / 100; teacher: against the teacher, in "
+            "tenths of its accuracy"
+        },
     )
     learn_rates: bool = field(default=True, metadata={"help": "learn the inner rates; false keeps them as they begin"})
     support_students: int = field(
@@ -163,14 +167,14 @@ class _Lesson:
     @classmethod
     def of(cls, task: MetaTask, model: Predictor) -> "_Lesson":
         with torch.inference_mode(mode=False), torch.no_grad():  # maps of inference mode take no part in autograd
-            teacher = to_examples(task.support(), 0)
+            teacher, unit = to_examples(task.support(), 0), model.spec.unit
             return cls(
                 rows=to_rows(model.normalise(task.maps)) if "S" in model.spec.inputs else task.maps.new_empty(0),
                 sides=(task.maps.shape[2], task.maps.shape[3]),
                 arch=task.arch.clone(),
-                targets=to_unit(task.targets_pct, model.spec.unit),
+                targets=to_unit(task.targets_pct, unit, task.teacher_accuracy_pct),
                 teacher=model.prepare(Inputs(teacher.maps, teacher.arch, teacher.maps[0])),
-                target=to_unit(teacher.targets_pct.to(task.maps.device), model.spec.unit),
+                target=to_unit(teacher.targets_pct.to(task.maps.device), unit, task.teacher_accuracy_pct),
             )
 
     def example(self, queries: torch.Tensor, support: torch.Tensor) -> Example:

@@ -35,7 +35,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "inputs": ("SAT", "SAT", "SA", "ST"),  # blind to the student's own map it would not be distillation-aware
     "hidden_dim": (32, 64, 128, 256),
     "map_norm": ("none", "layer"),
-    "unit": ("percent", "task_free"),
+    "unit": ("percent", "task_free", "teacher"),
 }
 QUERY_SHARES = (1.0, 0.5)  # of the base's queries
 KEPT = 0.5  # each setting stays the base's with this probability: a base is a good guess, or it would not be one

@@ -148,14 +148,20 @@ class TestSpec:
 
     def test_task_free_is_minus_50_and_divided_by_10_and_back(self) -> None:
         accuracy = torch.tensor([0.0, 50.0, 65.0, 100.0])
-        assert to_unit(accuracy, "task_free").tolist() == [-5, 0, 1.5, 5]
-        assert torch.equal(to_percent(to_unit(accuracy, "task_free"), "task_free"), accuracy)
-        assert torch.equal(to_unit(accuracy, "percent"), accuracy)
+        assert to_unit(accuracy, "task_free", 60.0).tolist() == [-5, 0, 1.5, 5]
+        assert torch.equal(to_percent(to_unit(accuracy, "task_free", 60.0), "task_free", 60.0), accuracy)
+        assert torch.equal(to_unit(accuracy, "percent", 60.0), accuracy)
 
     def test_a_fraction_is_a_hundredth_and_back(self) -> None:
         accuracy = torch.tensor([0.0, 50.0, 64.0, 100.0])
-        torch.testing.assert_close(to_unit(accuracy, "fraction"), torch.tensor([0.0, 0.5, 0.64, 1.0]))
-        torch.testing.assert_close(to_percent(to_unit(accuracy, "fraction"), "fraction"), accuracy)
+        torch.testing.assert_close(to_unit(accuracy, "fraction", 60.0), torch.tensor([0.0, 0.5, 0.64, 1.0]))
+        torch.testing.assert_close(to_percent(to_unit(accuracy, "fraction", 60.0), "fraction", 60.0), accuracy)
+
+    def test_against_the_teacher_a_tenth_of_its_accuracy_is_1_and_back(self) -> None:
+        accuracy = torch.tensor([0.0, 54.0, 60.0, 66.0])
+        torch.testing.assert_close(to_unit(accuracy, "teacher", 60.0), torch.tensor([-10.0, -1.0, 0.0, 1.0]))
+        torch.testing.assert_close(to_percent(to_unit(accuracy, "teacher", 60.0), "teacher", 60.0), accuracy)
+        assert to_unit(accuracy, "teacher", 0.0).isfinite().all()
 
 
 class TestAdaptation:
@@ -191,6 +197,17 @@ class TestAdaptation:
         predictor = meta_predictor(unit="task_free", guided=False)
         scores = predictor.adapt(Support(given.arch[0], given.teacher_map, 60.0)).score(given.maps, given.arch)
         torch.testing.assert_close(scores, predictor.model(*given).detach().squeeze(1) * 10 + 50)
+
+    def test_against_the_teacher_predictions_keep_their_share_of_its_accuracy(self) -> None:
+        """A task with all accuracies doubled is the same task."""
+        given, predictor = inputs(SMALL), meta_predictor(unit="teacher", rate=0.01)
+        half, whole = (
+            predictor.adapt(Support(given.arch[0], given.teacher_map, pct)).score(given.maps, given.arch)
+            for pct in (35.0, 70.0)
+        )
+        torch.testing.assert_close(whole, 2 * half)
+        unmoved = meta_predictor(unit="teacher", guided=False).adapt(Support(given.arch[0], given.teacher_map, 70.0))
+        assert not torch.equal(unmoved.score(given.maps, given.arch), whole)
 
     def test_an_update_of_the_last_layer_scales_with_the_unit(self) -> None:
         given, moved = inputs(SMALL), []

@@ -120,6 +120,16 @@ def test_it_ranks_alike_after_saving_and_loading(config: MetaConfig) -> None:
     assert loaded.num_support == config.support_students
 
 
+def test_trained_against_the_teacher_predictions_keep_their_share_of_its_accuracy() -> None:
+    """The toy tasks have one level; with another one, and a teacher to match, they are the same to it."""
+    config = meta_sgd(replace(ADAPTING, unit="teacher"))
+    predictor = trained(config)
+    for task in (FALLING, RISING):
+        low = replace(task, targets_pct=task.targets_pct / 2, teacher_accuracy_pct=task.teacher_accuracy_pct / 2)
+        scores = [predictor.adapt(each.support()).score(each.maps, each.arch) for each in (task, low)]
+        torch.testing.assert_close(scores[1], scores[0] / 2)
+
+
 def test_fractions_are_trained_on_and_percents_come_out() -> None:
     predictor = trained(meta_sgd(replace(ADAPTING, unit="fraction")))
     predicted, actual = scores(predictor, RISING)
