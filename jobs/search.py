@@ -7,8 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cluster.documents import put_latest
 from cluster.runtime import check_workers, preflight, session
 from cluster.teachers import put_own_teacher
@@ -59,10 +57,8 @@ def run(job: Job, source: str | None = None, teacher_file: Path | None = None, w
             ranking.add(batch)
             bar.update(ranking.scored, settings.candidates)
     ranked = ranking.ranked
-    advice = None
-    if found.calibration is not None:
-        scores = torch.tensor([candidate.score for candidate in ranked])
-        advice = advise(found.calibration, scorer, job.space, teacher, task.num_classes, scores)
+    scores = [candidate.score for candidate in ranked]
+    advice = advise(found.calibration, scorer, job.space, teacher, task.num_classes, scores)
     value = {
         **summary,
         "teacher": teacher.id,

@@ -70,18 +70,19 @@ class Advice:
 
 
 def advise(
-    calibration: Calibration,
+    calibration: Calibration | None,
     scorer: PredictorScorer,
     space: SearchSpace,
     teacher: Teacher,
     num_classes: int,
-    scores_pct: torch.Tensor,
+    scores: Sequence[float],
 ) -> Advice | None:
-    """The advice on a ranking; None where fewer than two candidates have a score.
+    """The advice on a ranking; None without a calibration, or where fewer than two candidates have a score.
 
-    scores_pct: (n,), of all candidates, in any order.
+    scores: of all candidates, percent, in any order.
     """
-    if int(scores_pct.isfinite().sum()) < 2:
+    scores_pct = torch.tensor(scores)
+    if calibration is None or int(scores_pct.isfinite().sum()) < 2:
         return None
     drawn = space.sample(min(_DRAWN, space.size), generator("spread", 0))
     spread_pct = float(scorer.score(drawn).std())

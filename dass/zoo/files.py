@@ -2,13 +2,13 @@
 
 import json
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 
 from dass.errors import ConfigError, SchemaTooNewError, StoreError
 from dass.json_text import parse_json
 from dass.meta.calibration import Calibration
 from dass.meta.calibration_file import from_document, to_document
+from dass.tensors import sha256
 
 PREDICTOR = Path(__file__).parent / "predictor.safetensors"
 """The one that the package ships."""
@@ -24,7 +24,7 @@ class PredictorFile:
     @property
     def sha(self) -> str:
         """SHA-256 of the predictor."""
-        return sha256(self.data).hexdigest()
+        return sha256(self.data)
 
 
 def read_predictor(file: Path | str | None = None) -> PredictorFile:

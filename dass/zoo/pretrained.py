@@ -20,9 +20,9 @@ from dass.meta.method import MetaMethod
 from dass.precision import full_float32
 from dass.predictor import load_predictor
 from dass.records import Recipe
-from dass.search.advice import Advice, advise
-from dass.search.ranking import Candidate, Ranking
-from dass.search.select import PredictorScorer, SearchConfig, check_made_for, make_scorer, search
+from dass.search.advice import advise
+from dass.search.ranking import Ranking
+from dass.search.select import SearchConfig, check_made_for, make_scorer, search
 from dass.spaces import SearchSpace, get_space
 from dass.threads import one_thread
 from dass.zoo.files import read_predictor
@@ -148,16 +148,10 @@ class Pretrained:
             known,
             data,
             is_selected=self.method.is_selected,
-            advice=self._advice(scorer, known, task.num_classes, ranking.ranked),
+            advice=advise(
+                self.calibration, scorer, self.space, known, task.num_classes, [each.score for each in ranking.ranked]
+            ),
         )
-
-    def _advice(
-        self, scorer: PredictorScorer, teacher: Teacher, num_classes: int, ranked: Sequence[Candidate]
-    ) -> Advice | None:
-        if self.calibration is None:
-            return None
-        scores = torch.tensor([candidate.score for candidate in ranked])
-        return advise(self.calibration, scorer, self.space, teacher, num_classes, scores)
 
     def _read(self, images: Images, progress: Callable[[int, int], None]) -> Pack:
         """The images as a pack of the predictor's resolution."""

@@ -77,7 +77,7 @@ def test_the_advice_on_a_ranking_knows_its_task_and_teacher() -> None:
     ]
     calibration = calibrate(evidence)
     scorer = make_scorer(METHODS["dass"], SPACE, TEACHER)
-    scores = torch.tensor([40.0, 55.0, float("nan"), 54.0])
+    scores = [40.0, 55.0, float("nan"), 54.0]
     found = advise(calibration, scorer, SPACE, TEACHER, NUM_CLASSES, scores)
     assert found is not None
     assert found.predicted_pct == 55.0
