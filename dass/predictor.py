@@ -25,9 +25,11 @@ from dass.meta.files import match_spec, read_method, write_method
 from dass.meta.layers import apply_linear, initialise, linear
 from dass.records import Init
 from dass.seeding import generator
+from dass.spaces import get_space
 from dass.windows import all_windows, convolve
 
-InputSet = Literal["S", "A", "T", "SA", "ST", "AT", "SAT"]
+InputSet = Literal["S", "A", "T", "R", "SA", "ST", "AT", "AR", "SAT", "SATR"]
+Encoding = Literal["slots", "stages"]
 Unit = Literal["percent", "task_free", "fraction", "teacher"]
 MapNorm = Literal["none", "layer"]
 
@@ -41,6 +43,8 @@ _UNITS: Mapping[str, tuple[float, float]] = {  # offset, scale
 }
 _TENTHS = 10.0  # a tenth of the teacher's accuracy is 1 in the unit `teacher`
 _LEAST_TEACHER_PCT = 1.0  # a teacher below counts as one of this accuracy, or nothing could be divided by it
+NUM_RELATIONS = 3  # of a student's map to the teacher's
+_LEAST_NORM = 1e-6  # of a map, or its logarithm could be infinite
 _MATCHED = ("space", "resolution", "noise_sha", "unit", "remap_mode")
 
 
@@ -71,7 +75,8 @@ class PredictorSpec:
     """What a predictor is made for and how it adapts; it travels inside the predictor's file.
 
     space, resolution, noise_sha, remap_mode: the maps and encodings it has learned from; others mean nothing to it.
-    num_channels: C. arch_dim: D. inputs: which of student map (S), architecture (A) and teacher map (T) it sees.
+    num_channels: C. arch_dim: D. inputs: which of student map (S), architecture (A), teacher map (T) and relations of the
+    two maps (R) it sees. encoding: of the architecture, `slots` as it comes or `stages` by `SearchSpace.summarise`.
     hidden_dim: width of the architecture embedding and of the fusion. unit: what the network itself puts out.
     inner_steps, guided, rate_init: the adaptation that was trained. map_norm: `layer` normalises each map as a whole.
     support_students: it adapts to so many measured students of the task; 0: to the teacher as if it were one.
@@ -83,6 +88,7 @@ class PredictorSpec:
     arch_dim: int
     noise_sha: str
     inputs: InputSet = "SAT"
+    encoding: Encoding = "slots"
     hidden_dim: int = 64
     unit: Unit = "percent"
     inner_steps: int = 1
@@ -100,7 +106,7 @@ class PredictorSpec:
             raise ConfigError(
                 f"predictor.support_students must be >= 0, got {self.support_students}; set predictor.support_students"
             )
-        choices = {"inputs": InputSet, "unit": Unit, "remap_mode": Init, "map_norm": MapNorm}
+        choices = {"inputs": InputSet, "encoding": Encoding, "unit": Unit, "remap_mode": Init, "map_norm": MapNorm}
         for name, legal in choices.items():
             if getattr(self, name) not in get_args(legal):
                 raise ConfigError(
@@ -129,18 +135,20 @@ class Inputs(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """The same as the first convolutions read it: windows (n, h', w', 9 C), arch (n, D), teacher (1, h', w', 9 C).
+    """The same as the first layers read it: windows (n, h', w', 9 C), arch (n, D), teacher (1, h', w', 9 C), relations.
 
-    No weight has a part in it, so that training makes it once. Windows that are not read are empty.
+    arch: encoded, D the length of the encoding. relations: (n, NUM_RELATIONS), see `relate`. No weight has a part in it, so
+    that training makes it once. Windows and relations that are not read are empty.
     """
 
     windows: torch.Tensor
     arch: torch.Tensor
     teacher: torch.Tensor
+    relations: torch.Tensor
 
 
 class Predictor(nn.Module):
-    """The network: one encoder per input, concatenated in the order S, A, T, and a fusion with one hidden tanh layer.
+    """The network: one encoder per input, concatenated in the order S, A, T, R, and a fusion with one hidden tanh layer.
 
     Weights are drawn from PyTorch's default distributions with a generator of `seed`, on the CPU; the global random
     number generator is neither read nor moved. Nothing couples the students of a batch.
@@ -149,13 +157,16 @@ class Predictor(nn.Module):
     def __init__(self, spec: PredictorSpec, seed: int) -> None:
         super().__init__()
         self.spec = spec
-        widths = {"S": MAP_CHANNELS[-1], "A": spec.hidden_dim, "T": MAP_CHANNELS[-1]}
+        widths = {"S": MAP_CHANNELS[-1], "A": spec.hidden_dim, "T": MAP_CHANNELS[-1], "R": spec.hidden_dim}
+        self._space = get_space(spec.space) if spec.encoding == "stages" else None
         if "S" in spec.inputs:
             self.student_encoder = _map_encoder(spec.num_channels)
         if "A" in spec.inputs:
-            self.arch_encoder = linear(spec.arch_dim, spec.hidden_dim)
+            self.arch_encoder = linear(self._space.summary_dim if self._space else spec.arch_dim, spec.hidden_dim)
         if "T" in spec.inputs:
             self.teacher_encoder = _map_encoder(spec.num_channels)
+        if "R" in spec.inputs:
+            self.relation_encoder = linear(NUM_RELATIONS, spec.hidden_dim)
         self.fusion = linear(sum(widths[name] for name in spec.inputs), spec.hidden_dim)
         self.head = linear(spec.hidden_dim, 1)
         initialise(self, generator("predictor", seed))
@@ -174,7 +185,25 @@ class Predictor(nn.Module):
             all_windows(self.normalise(maps)) if name in self.spec.inputs else inputs.arch.new_empty(0)
             for name, maps in given.items()
         ]
-        return Prepared(read[0], inputs.arch, read[1])
+        return Prepared(read[0], self.encode(inputs.arch), read[1], self.relate(inputs.maps, inputs.teacher_map))
+
+    def encode(self, arch: torch.Tensor) -> torch.Tensor:
+        """Architectures (n, D) as the spec's encoding has them, as a copy."""
+        return arch.clone() if self._space is None else self._space.summarise(arch)
+
+    def relate(self, maps: torch.Tensor, teacher_map: torch.Tensor) -> torch.Tensor:
+        """How near maps (n, C, h, w) are to the teacher's (C, h, w): (n, NUM_RELATIONS), zero for the teacher itself (ours).
+
+        One less the cosine of the two maps, the same of their means over places, and the logarithm of the ratio of their
+        norms. Empty where relations are not among the inputs.
+        """
+        if "R" not in self.spec.inputs:
+            return maps.new_empty(len(maps), 0)
+        own, teachers = maps.flatten(1), teacher_map[None].flatten(1)
+        far = 1 - F.cosine_similarity(own, teachers)
+        far_in_mean = 1 - F.cosine_similarity(maps.mean(dim=(2, 3)), teacher_map[None].mean(dim=(2, 3)))
+        size, teachers_size = (each.norm(dim=1).clamp_min(_LEAST_NORM) for each in (own, teachers))
+        return torch.stack([far, far_in_mean, (size / teachers_size).log()], dim=1)
 
     def normalise(self, maps: torch.Tensor) -> torch.Tensor:
         """Maps (n, C, h, w) as the encoders want them, (n, h, w, C)."""
@@ -192,6 +221,8 @@ class Predictor(nn.Module):
         if "T" in self.spec.inputs:
             encoded = _encode_maps(params, "teacher_encoder", inputs.teacher)
             parts.append(encoded.expand(len(inputs.arch), -1))
+        if "R" in self.spec.inputs:
+            parts.append(apply_linear(params, "relation_encoder", inputs.relations))
         hidden = torch.tanh(apply_linear(params, "fusion", torch.cat(parts, dim=1)))
         return apply_linear(params, "head", hidden).squeeze(1)
 
@@ -228,7 +259,7 @@ class Adapted:
     @property
     def needs_maps(self) -> bool:
         """Whether it looks at its students' maps."""
-        return "S" in self.model.spec.inputs
+        return not {"S", "R"}.isdisjoint(self.model.spec.inputs)
 
     def to(self, device: torch.device) -> "Adapted":
         """The same on this device."""
@@ -340,4 +371,5 @@ def load_predictor(data: bytes, *, expect: PredictorSpec | None = None, legacy_a
 def _least_weights(spec: PredictorSpec) -> int:
     """A lower bound of the weights: those of the layers whose size the spec decides."""
     maps = 9 * spec.num_channels * MAP_CHANNELS[0] * sum(name in spec.inputs for name in "ST")
-    return maps + spec.hidden_dim * (spec.arch_dim if "A" in spec.inputs else 1)
+    reads_slots = "A" in spec.inputs and spec.encoding == "slots"
+    return maps + spec.hidden_dim * (spec.arch_dim if reads_slots else 1)

@@ -27,12 +27,19 @@ def unguided(base: MetaConfig) -> MetaConfig:
 
 
 def ablations(base: MetaConfig) -> Mapping[str, MetaConfig]:
-    """One setting changed at a time, by a name that says which; what the base has already is left out."""
+    """One setting changed at a time, by a name that says which; what the base has already is left out.
+
+    `paper` has every setting as the released code has it.
+    """
     changed = {
         "inputs A": replace(base, inputs="A"),
         "inputs SA": replace(base, inputs="SA"),
         "inputs ST": replace(base, inputs="ST"),
         "inputs STA": replace(base, inputs="SAT"),  # the same set: the order S, A, T holds however it is spelled
+        "inputs AR": replace(base, inputs="AR"),
+        "encoding slots": replace(base, encoding="slots"),
+        "encoding stages": replace(base, encoding="stages"),
+        "paper": MetaConfig(seed=base.seed),
         "unguided": unguided(base),
         "first order": replace(base, order="first"),
         "second order": replace(base, order="second"),

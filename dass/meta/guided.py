@@ -16,6 +16,7 @@ from dass.meta.adapt import Example, InnerLoop, Order, outer_backward
 from dass.meta.episodes import MetaTask, draw_episode
 from dass.meta.method import MadeFor, check_agreement, check_lr, check_setting
 from dass.predictor import (
+    Encoding,
     Inputs,
     InputSet,
     MapNorm,
@@ -30,7 +31,9 @@ from dass.predictor import (
 from dass.threads import Each
 from dass.windows import to_rows, windows
 
-_AGREED = ("inputs", "hidden_dim", "unit", "inner_steps", "guided", "rate_init", "map_norm", "support_students")
+_AGREED = (
+    "inputs", "encoding", "hidden_dim", "unit", "inner_steps", "guided", "rate_init", "map_norm", "support_students",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,16 @@ class MetaConfig:
     inner_steps: int = field(default=1, metadata={"help": "gradient steps on the teacher"})
     order: Order = field(default="second", metadata={"help": "second: differentiate through the inner steps"})
     guided: bool = field(default=True, metadata={"help": "adapt to the teacher; false leaves the inner steps out"})
-    inputs: InputSet = field(default="SAT", metadata={"help": "what is seen: student map, architecture, teacher map"})
+    inputs: InputSet = field(
+        default="SAT",
+        metadata={"help": "what is seen: student map, architecture, teacher map; R: how near the two maps are"},
+    )
+    encoding: Encoding = field(
+        default="slots",
+        metadata={
+            "help": "architecture as slots: one-hot by block; stages: narrowest and mean width and depth of each"
+        },
+    )
     hidden_dim: int = field(default=64, metadata={"help": "width of the architecture embedding and of the fusion"})
     map_norm: MapNorm = field(default="none", metadata={"help": "layer normalises each map as a whole"})
     eval_every: int = field(default=20, metadata={"help": "episodes between evaluations; the last one has one too"})
@@ -77,6 +89,7 @@ class MetaConfig:
         return PredictorSpec(
             **made_for,
             inputs=self.inputs,
+            encoding=self.encoding,
             hidden_dim=self.hidden_dim,
             unit=self.unit,
             inner_steps=self.inner_steps,
@@ -154,12 +167,14 @@ class GuidedLearner:
 class _Lesson:
     """A task as episodes read it: the maps of its students in rows (`to_rows`), accuracies in the predictor's unit.
 
-    teacher: the teacher as a student of itself, with its accuracy. Rows that are not read are empty.
+    arch, relations: as in `Prepared`. teacher: the teacher as a student of itself, with its accuracy. Rows that are not
+    read are empty.
     """
 
     rows: torch.Tensor
     sides: tuple[int, int]
     arch: torch.Tensor
+    relations: torch.Tensor
     targets: torch.Tensor
     teacher: Prepared
     target: torch.Tensor
@@ -171,7 +186,8 @@ class _Lesson:
             return cls(
                 rows=to_rows(model.normalise(task.maps)) if "S" in model.spec.inputs else task.maps.new_empty(0),
                 sides=(task.maps.shape[2], task.maps.shape[3]),
-                arch=task.arch.clone(),
+                arch=model.encode(task.arch),
+                relations=model.relate(task.maps, task.teacher_map),
                 targets=to_unit(task.targets_pct, unit, task.teacher_accuracy_pct),
                 teacher=model.prepare(Inputs(teacher.maps, teacher.arch, teacher.maps[0])),
                 target=to_unit(teacher.targets_pct.to(task.maps.device), unit, task.teacher_accuracy_pct),
@@ -186,4 +202,4 @@ class _Lesson:
     def read(self, chosen: torch.Tensor) -> Prepared:
         """These students as the network reads them."""
         read = windows(self.rows, *self.sides, chosen) if len(self.rows) else self.rows
-        return Prepared(read, self.arch[chosen], self.teacher.teacher)
+        return Prepared(read, self.arch[chosen], self.teacher.teacher, self.relations[chosen])

@@ -32,7 +32,8 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "inner_steps": (1, 2, 3),
     "order": ("second", "first"),
     "guided": (True, True, True, False),
-    "inputs": ("SAT", "SAT", "SA", "ST"),  # blind to the student's own map it would not be distillation-aware
+    "inputs": ("SAT", "SA", "ST", "AR", "SATR"),  # blind to the student's map it would not be distillation-aware
+    "encoding": ("slots", "stages"),
     "hidden_dim": (32, 64, 128, 256),
     "map_norm": ("none", "layer"),
     "unit": ("percent", "task_free", "teacher"),

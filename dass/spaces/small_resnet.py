@@ -258,6 +258,25 @@ class SmallResNetSpace:
         vectors[tuple(torch.tensor(hot, dtype=torch.int64).reshape(-1, 2).T)] = 1
         return vectors
 
+    @property
+    def summary_dim(self) -> int:
+        """Three numbers per stage."""
+        return 3 * NUM_STAGES
+
+    def summarise(self, vectors: torch.Tensor) -> torch.Tensor:
+        """What vectors (n, encoding_dim) of `encode_many` say of each stage, float32 (n, summary_dim), on their device.
+
+        Per stage: the logarithms of its narrowest and of its mean width, over the teacher's, and its depth, over the
+        teacher's, less 1; so the teacher's row is zero. What a stage lets through, its narrowest block decides: with few
+        records these numbers tell more than one entry for every width of every block (ours).
+        """
+        levels = vectors[:, NUM_RESOLUTIONS:].reshape(-1, NUM_STAGES, self.num_slots, len(self.ratios))
+        ratios, is_there = levels @ vectors.new_tensor(self.ratios), levels.sum(dim=-1)
+        depths = is_there.sum(dim=-1)
+        narrowest = torch.where(is_there > 0, ratios, 1.0).amin(dim=-1)
+        mean = ratios.sum(dim=-1) / depths
+        return torch.stack([narrowest.log(), mean.log(), depths / self.num_slots - 1], dim=-1).flatten(1)
+
     @cached_property
     def _levels(self) -> tuple[dict[int, int], ...]:
         """The level of each legal width, per stage."""

@@ -55,6 +55,13 @@ class SearchSpace(Protocol):
     def encode_many(self, students: Sequence[Student]) -> torch.Tensor:
         """The vectors of `encode` as rows, float32 (n, encoding_dim), in the order of `students`."""
 
+    @property
+    def summary_dim(self) -> int:
+        """Length of a stage summary."""
+
+    def summarise(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Vectors of `encode_many` in a few numbers per stage, float32 (n, summary_dim); the teacher's are zeros."""
+
     def decode(self, vector: torch.Tensor) -> Student:
         """The student of a one-hot vector; SpaceError when the vector is not one that `encode` can give."""
 

@@ -2,6 +2,7 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,6 +19,8 @@ from dass.predictor import (
     to_percent,
     to_unit,
 )
+from dass.seeding import generator
+from dass.spaces import get_space
 from dass.tensors import pack_tensors, unpack_tensors
 
 PAPER = PredictorSpec(space="released", resolution=64, num_channels=256, arch_dim=181, noise_sha="n0")
@@ -87,7 +90,7 @@ class TestNetwork:
         single = [model(given.maps[i : i + 1], given.arch[i : i + 1], given.teacher_map) for i in range(5)]
         torch.testing.assert_close(model(*given), torch.cat(single))
 
-    @pytest.mark.parametrize("seen", ["S", "A", "T", "SA", "ST", "AT", "SAT"])
+    @pytest.mark.parametrize("seen", ["S", "A", "T", "R", "SA", "ST", "AT", "AR", "SAT", "SATR"])
     def test_an_input_that_is_left_out_changes_nothing(self, seen: Any) -> None:
         spec = dataclasses.replace(SMALL, inputs=seen)
         model, one, other = Predictor(spec, seed=0), inputs(spec, seed=0), inputs(spec, seed=1)
@@ -97,7 +100,49 @@ class TestNetwork:
             "T": Inputs(one.maps, one.arch, other.teacher_map),
         }
         changed = {name for name, given in swapped.items() if not torch.equal(model(*given), model(*one))}
-        assert changed == set(seen)
+        assert changed == {name for each in seen for name in ("ST" if each == "R" else each)}
+
+    def test_relations_of_maps_are_cosines_and_the_ratio_of_norms(self) -> None:
+        model, given = Predictor(dataclasses.replace(SMALL, inputs="AR"), seed=3), inputs(SMALL)
+        maps, teacher = given.maps.numpy(), given.teacher_map.numpy()
+
+        def cosine(one: np.ndarray, other: np.ndarray) -> float:
+            return float((one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum()))
+
+        relations = [
+            (
+                1 - cosine(each, teacher),
+                1 - cosine(each.mean((1, 2)), teacher.mean((1, 2))),
+                math.log(np.linalg.norm(each) / np.linalg.norm(teacher)),
+            )
+            for each in maps
+        ]
+        torch.testing.assert_close(model.relate(given.maps, given.teacher_map), torch.tensor(relations))
+        weights = dict(model.named_parameters())
+        parts = [
+            given.arch @ weights["arch_encoder.weight"].T + weights["arch_encoder.bias"],
+            torch.tensor(relations) @ weights["relation_encoder.weight"].T + weights["relation_encoder.bias"],
+        ]
+        hidden = (torch.cat(parts, 1) @ weights["fusion.weight"].T + weights["fusion.bias"]).tanh()
+        torch.testing.assert_close(model(*given), hidden @ weights["head.weight"].T + weights["head.bias"])
+
+    def test_a_teacher_is_related_to_itself_by_zeros_and_a_dead_map_by_finite_numbers(self) -> None:
+        model, given = Predictor(dataclasses.replace(SMALL, inputs="R"), seed=0), inputs(SMALL)
+        own = model.relate(given.teacher_map[None], given.teacher_map)
+        torch.testing.assert_close(own, torch.zeros(1, 3), rtol=0, atol=1e-6)
+        assert model.relate(torch.zeros_like(given.maps), given.teacher_map).isfinite().all()
+        assert model.relate(given.maps, torch.zeros_like(given.teacher_map)).isfinite().all()
+
+    def test_encoded_by_stages_it_reads_the_summaries_alone(self) -> None:
+        space = get_space("smoke")
+        spec = dataclasses.replace(SMALL, inputs="A", encoding="stages", arch_dim=space.encoding_dim)
+        model, given = Predictor(spec, seed=0), inputs(SMALL)
+        vectors = space.encode_many(space.sample(4, generator("s", 0)))
+        weights = dict(model.named_parameters())
+        encoded = space.summarise(vectors) @ weights["arch_encoder.weight"].T + weights["arch_encoder.bias"]
+        hidden = (encoded @ weights["fusion.weight"].T + weights["fusion.bias"]).tanh()
+        expected = hidden @ weights["head.weight"].T + weights["head.bias"]
+        torch.testing.assert_close(model(given.maps, vectors, given.teacher_map), expected)
 
     def test_layer_norm_of_maps_makes_their_scale_meaningless(self) -> None:
         model, given = Predictor(dataclasses.replace(SMALL, map_norm="layer"), seed=0), inputs(SMALL)
@@ -133,6 +178,7 @@ class TestSpec:
         [
             ("inputs", ""),
             ("inputs", "TS"),
+            ("encoding", "blocks"),
             ("unit", "permille"),
             ("map_norm", "batch"),
             ("remap_mode", "scratch"),

@@ -8,11 +8,15 @@ import torch
 
 from dass.baselines.arch_only import ablations, maml, meta_sgd, unguided
 from dass.errors import DataError, PredictorMismatchError
-from dass.meta.episodes import Support, split_support
+from dass.meta.episodes import MetaTask, Support, split_support
 from dass.meta.train import MetaConfig, MetaPredictor, MetaTraining
 from dass.metrics import spearman
 from dass.predictor import Predictor, PredictorSpec, load_predictor
+from dass.seeding import generator
+from dass.spaces import get_space
 from tests.dass.baselines.toy import ADAPTING, FALLING, PLACE, RISING, TRAIN, VALID, correlation, scores
+
+SPACE = get_space("smoke")
 
 
 @cache  # a trained method is never changed
@@ -20,6 +24,12 @@ def trained(config: MetaConfig) -> MetaPredictor:
     training = MetaTraining(config.spec(**PLACE), config, TRAIN, VALID)
     list(training)
     return training.best()
+
+
+def of_space(task: MetaTask) -> MetaTask:
+    """The same students by other architectures: those of a space that there is."""
+    students = SPACE.sample(task.num_students, generator("arch", task.name))
+    return replace(task, arch=SPACE.encode_many(students), teacher_arch=SPACE.encode(SPACE.largest))
 
 
 def short(config: MetaConfig) -> MetaConfig:
@@ -149,8 +159,10 @@ class TestAblations:
             assert sum(getattr(config, name) != getattr(base, name) for name in vars(base)) == 1
 
     def test_every_one_can_be_trained(self) -> None:
+        place = PLACE | {"space": "smoke", "arch_dim": SPACE.encoding_dim}
+        train, valid = [of_space(task) for task in TRAIN[:2]], [of_space(task) for task in VALID]
         for name, config in ablations(short(ADAPTING)).items():
-            run = MetaTraining(config.spec(**PLACE), config, TRAIN[:2], VALID)
+            run = MetaTraining(config.spec(**place), short(config), train, valid)
             assert all(point.loss is not None for point in list(run)[1:]), name
 
     def test_the_inputs_decide_the_network(self) -> None:
