@@ -19,8 +19,8 @@ class Target:
 
     ranked: what every method ranks. shown: students that methods may adapt to, for meta.support_students. runs_pct: the
     accuracies of all runs of each student that was run with other seeds too. run_ids: of all runs, those that diverged
-    and those with other seeds among them. set_id: the hash of the ids of all records
-    that the results depend on, those of the meta-training among them.
+    and those with other seeds among them. own_id: the hash of the ids of the target's records that results depend on.
+    set_id: the same with those of the meta-training, on which the results of what is meta-learned depend.
     """
 
     task: Task
@@ -30,6 +30,7 @@ class Target:
     diverged: int
     runs_pct: tuple[tuple[float, ...], ...]
     run_ids: tuple[str, ...]
+    own_id: str
     set_id: str
 
     @property
@@ -137,6 +138,7 @@ def _target(job: Job, task: Task, records: Sequence[Record], meta_ids: Sequence[
     for record in runs:
         if record.run.seed != seed and record.run.student in students and record.result.status is Status.FINISHED:
             students[record.run.student].append(accuracy_pct(record))
+    own = {"target": [r.run.id for r in finished], "shown": num_shown}
     return Target(
         task=task,
         teacher=teacher,
@@ -145,7 +147,8 @@ def _target(job: Job, task: Task, records: Sequence[Record], meta_ids: Sequence[
         diverged=len(first) - len(finished),
         runs_pct=tuple(tuple(sorted(of_student)) for of_student in students.values() if len(of_student) > 1),
         run_ids=tuple(sorted(record.run.id for record in runs)),
-        set_id=content_id({"meta": meta_ids, "target": [r.run.id for r in finished], "shown": num_shown}),
+        own_id=content_id(own),
+        set_id=content_id({**own, "meta": meta_ids}),
     )
 
 

@@ -121,8 +121,9 @@ class Evaluation:
             scored = build(Scored, get_document(self.job.store, "evaluation", key), key)
         except ObjectNotFoundError:
             return None
-        if scored.records != target.set_id or len(scored.scores) != len(target.ranked):
-            raise damaged(key, f"scores of the records {scored.records:.80} instead of {target.set_id}")
+        expected = _records_id(method, target)
+        if scored.records != expected or len(scored.scores) != len(target.ranked):
+            raise damaged(key, f"scores of the records {scored.records:.80} instead of {expected}")
         return scored
 
     def _score(self, method: Method, seed: int, targets: Sequence[Target]) -> Iterator[Scored]:
@@ -151,7 +152,7 @@ class Evaluation:
             method=method.name,
             seed=seed,
             target=target.task.name,
-            records=target.set_id,
+            records=_records_id(method, target),
             scores=tuple(scores.tolist()),
             seconds_per_candidate=(ended - ready) / len(students) if is_whole else math.nan,
             adapt_s=ready - began if is_whole else math.nan,
@@ -254,7 +255,8 @@ class Evaluation:
 
     def key_of(self, method: Method, seed: int, target: Target) -> str:
         """What a result is kept under."""
-        return content_id({**self._method_parts(method, seed), "records": target.set_id, "teacher": target.teacher})
+        of_method = self._method_parts(method, seed)
+        return content_id({**of_method, "records": _records_id(method, target), "teacher": target.teacher})
 
     def _training_key(self, method: Method, seed: int) -> str:
         ids = sorted(record.run.id for record in self.found.records)
@@ -272,3 +274,8 @@ class Evaluation:
             "device": self._device.type,
             "version": SCORES_VERSION,
         }
+
+
+def _records_id(method: Method, target: Target) -> str:
+    """The hash of the ids of all records that a method's scores depend on."""
+    return target.own_id if method.learned is None else target.set_id

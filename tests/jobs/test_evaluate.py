@@ -297,6 +297,12 @@ class TestGoingOn:
         assert anew["records"]["target"]["students"] == evaluated[1]["records"]["target"]["students"] + 1
         assert call(*few).code == 0  # that is what it goes on with
 
+    def test_other_records_of_the_meta_training_concern_what_is_meta_learned_alone(
+        self, evaluated: tuple[Path, dict[str, Any]]
+    ) -> None:
+        fewer = ("--set", "collect.students_per_task=2", "--anew", "--dry-run", "--json", "--store", evaluated[0])
+        assert json.loads(call(*SOME, *fewer).out)["pending"] == 2 * len(("maml", "tans", "dass"))
+
     def test_a_result_of_other_records_is_refused(self, evaluated: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
         store = shutil.copytree(evaluated[0], tmp_path / "mixed")
         name, data = next(iter(results(store).items()))
