@@ -61,12 +61,16 @@ def configured(recipe: str, settings: list[str] | None, source: str | None = Non
 
 def open_job(
     recipe: str, settings: list[str] | None, store: str, source: str | None, *, dry_run: bool, is_json: bool,
-    takeover: bool = False,
+    takeover: bool = False, target: str | None = None,
 ) -> Job:  # fmt: skip
-    """The job of these options; every error in them is raised before anything else happens."""
-    return Job.open(
-        configured(recipe, settings, source), store, Console(is_json=is_json), dry_run=dry_run, takeover=takeover
-    )
+    """The job of these options; every error in them is raised before anything else happens.
+
+    source: the recipe's images. target: a target's, which are the recipe's too where all of them are one target.
+    """
+    config = configured(recipe, settings, source)
+    if target is not None and config.data.split == "whole":
+        config = configured(recipe, settings, target)
+    return Job.open(config, store, Console(is_json=is_json), dry_run=dry_run, takeover=takeover)
 
 
 @app.command()
@@ -197,39 +201,39 @@ def ship(
 
 @app.command()
 def search(
-    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    recipe: RecipeOption = "pretrained", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
     target: TargetOption = None, teacher: TeacherOption = None, workers: WorkersOption = 0,
     dry_run: DryRunOption = False, takeover: TakeoverOption = False, is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Rank thousands of students for a target in a budget."""
     from jobs import search as verb
 
-    job = open_job(recipe, settings, store, None, dry_run=dry_run, is_json=is_json, takeover=takeover)
+    job = open_job(recipe, settings, store, None, dry_run=dry_run, is_json=is_json, takeover=takeover, target=target)
     job.console.document(verb.run(job, target, teacher, workers))
 
 
 @app.command()
 def distil(
-    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    recipe: RecipeOption = "pretrained", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
     target: TargetOption = None, output: OutputOption = None, dry_run: DryRunOption = False, takeover: TakeoverOption = False,
     is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Train the winner of the last search for good, and the controls beside it."""
     from jobs import distil as verb
 
-    job = open_job(recipe, settings, store, None, dry_run=dry_run, is_json=is_json, takeover=takeover)
+    job = open_job(recipe, settings, store, None, dry_run=dry_run, is_json=is_json, takeover=takeover, target=target)
     job.console.document(verb.run(job, target, output))
 
 
 @app.command()
 def report(
-    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    recipe: RecipeOption = "pretrained", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
     target: TargetOption = None, dry_run: DryRunOption = False, is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Write report.html and report.json into the store: what was found, how sure, and from what."""
     from jobs import report as verb
 
-    job = open_job(recipe, settings, store, None, dry_run=dry_run, is_json=is_json)
+    job = open_job(recipe, settings, store, None, dry_run=dry_run, is_json=is_json, target=target)
     job.console.document(verb.run(job, target))
 
 
@@ -254,7 +258,7 @@ def quickstart(
     recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
     source: SourceOption = None, dry_run: DryRunOption = False, takeover: TakeoverOption = False, is_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """The whole way: data, teachers, collection, meta-training, search, distillation, report."""
+    """The whole way: data, teachers, collection, search, distillation, report; meta-training where the recipe asks for it."""
     from jobs import quickstart as verb
 
     job = open_job(recipe, settings, store, source, dry_run=dry_run, is_json=is_json, takeover=takeover)

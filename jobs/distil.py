@@ -30,6 +30,7 @@ SEARCH = {  # the fields of a search's document that others read
     "scored": int | None,
     "candidates": tuple[Candidate, ...],  # best first
     "sample": tuple[Candidate, ...] | None,  # of all that were scored, where not all are kept
+    "advice": dict[str, Any] | None,  # how sure it is
 }
 
 

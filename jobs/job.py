@@ -91,6 +91,8 @@ class Job:
 
     def tasks(self, *, refresh: bool = False) -> TaskSet:
         """The tasks of the recipe; cut from the source at the first time, or anew with `refresh`."""
+        if self.config.data.split == "whole":
+            return TaskSet((), (), self.whole_source(self.config.data.source, refresh=refresh))
         kinds = {"train": tuple[str, ...], "valid": tuple[str, ...], "target": str | None}
         if not refresh and (known := self._known(self._tasks_name, **kinds)) is not None:
             train, valid = (tuple(get_task(self.store, task) for task in known[role]) for role in ("train", "valid"))

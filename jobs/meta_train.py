@@ -14,7 +14,7 @@ from cluster.teachers import load_teacher
 from cluster.weights import get_blob, put_blob
 from dass.data.tasks import TaskSet
 from dass.embed import Embedder, draw_noise, noise_sha
-from dass.errors import DataError, ObjectNotFoundError
+from dass.errors import ConfigError, DataError, ObjectNotFoundError
 from dass.meta.episodes import MetaTask
 from dass.meta.features import FILE_VERSION, featurise
 from dass.meta.train import STATE_VERSION, MetaConfig, MetaProgress, MetaTraining
@@ -109,9 +109,14 @@ def learnable(job: Job) -> Learnable:
     """The meta-training and meta-validation tasks and what was collected on them.
 
     Raises:
-        DataError: nothing was.
+        ConfigError: the recipe has no such tasks. DataError: nothing was collected on them.
     """
     tasks = job.reader.tasks()
+    if not tasks.meta:
+        raise ConfigError(
+            f"meta-training needs meta-tasks, got recipe {job.config.name} whose images are one target (data.split=whole); "
+            "name a recipe that has some, such as --recipe digits"
+        )
     planned = [run for run in collect.meta_runs(job, tasks) if run.teacher is not None]
     by_id = job.records(run.id for run in planned)
     records = tuple(by_id[run.id] for run in planned if run.id in by_id)  # in whatever order the store has them

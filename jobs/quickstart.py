@@ -1,6 +1,5 @@
 """`quickstart`: the whole way from images to a distilled student, and an honest word on what came of it."""
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -8,19 +7,22 @@ from cluster.documents import put_latest
 from cluster.runtime import session
 from jobs import collect, data, distil, meta_train, report, search
 from jobs.job import Job
+from jobs.target import find_predictor
 
 
-def _distil_on_one_lane(job: Job) -> dict[str, Any]:
-    """A second lane takes longer to start than it could save on so few runs."""
-    lanes = replace(job.config.lanes, num=1)
-    return distil.run(replace(job, config=replace(job.config, lanes=lanes)))
+def _meta_train_if_asked(job: Job) -> None:
+    """Not where the predictor is the package's."""
+    if job.config.predictor == "store":
+        meta_train.run(job)
 
 
-STEPS = (partial(data.run, refresh=False), collect.run, meta_train.run, search.run, _distil_on_one_lane)
+STEPS = (partial(data.run, refresh=False), collect.run, _meta_train_if_asked, search.run, distil.run)
 
 
 def run(job: Job) -> dict[str, Any]:
     """Every step in turn; what is done already is not done again."""
+    if job.config.predictor == "package":
+        find_predictor(job)  # what is missing in the package is said before anything is trained
     if job.dry_run:
         return {"data": data.run(job), "collect": collect.run(job), "dry_run": True}
     search.wanted(job.reader, None)  # images, target and budget are checked before Ray starts

@@ -47,7 +47,8 @@ def page_of(job: Job, task: Task) -> PageData:
     """Everything the page shows about one target; what is not there yet stays empty."""
     found = _latest(job, f"search-{task.id}", **SEARCH)
     finals = build(dict[str, Distilled], _latest(job, f"distil-{task.id}"), f"distil-{task.id}")
-    meta = current(job)
+    is_shipped = job.config.predictor == "package"
+    meta = {} if is_shipped else current(job)
     tasks = job.tasks()
     planned = collect.plan(job, tasks).runs
     teacher_id = str(found.get("teacher", teachers.run_of(job, task).id))
@@ -78,7 +79,7 @@ def page_of(job: Job, task: Task) -> PageData:
         ),
         tasks=tuple(_task_row(row, role, planned, records, found) for role, row in _roles(tasks, task)),
         runs=_runs(tasks, task, records),
-        tuning=_tuning(_latest(job, "tuning", **TUNING)),
+        tuning=() if is_shipped else _tuning(_latest(job, "tuning", **TUNING)),
         meta=tuple(
             MetaPoint(point.episode, point.loss, point.valid_spearman)
             for point in meta.get("curve", ())
@@ -87,6 +88,8 @@ def page_of(job: Job, task: Task) -> PageData:
         phases=tuple(Phase(name, seconds) for name, seconds in phases(job).items()),
         provenance=_provenance(job, task, found, records),
         notes=_notes(job, tasks, task),
+        advice=tuple((found.get("advice") or {}).get("sentences", ())),
+        is_predictor_shipped=is_shipped,
     )
 
 
@@ -222,13 +225,17 @@ def _provenance(job: Job, task: Task, found: Mapping[str, Any], records: Mapping
 
 
 def _notes(job: Job, tasks: TaskSet, target: Task) -> tuple[str, ...]:
+    learned = (
+        "The predictor came with the package"
+        if job.config.predictor == "package"
+        else f"The predictor learned from {len(tasks.train)} tasks and was chosen on {len(tasks.valid)}"
+    )
     notes = [
-        f"The predictor learned from {len(tasks.train)} tasks and was chosen on {len(tasks.valid)}; it never saw a student "
-        "of the target, only the target's teacher and that teacher's accuracy.",
+        f"{learned}; it never saw a student of the target, only the target's teacher and that teacher's accuracy.",
         f"Accuracies on valid are those of the best of the evaluated epochs on {len(target.valid)} images, which is "
         "optimistic; test was measured once, after all choices.",
     ]
-    if job.config.name in ("quickstart", "smoke"):
+    if job.config.name in ("digits", "smoke"):
         notes.append(
             "This recipe shows the way on small images with few epochs and few tasks: read its figures as an example of a "
             "report, not as evidence about the method."

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from cluster.documents import get_document, get_latest, list_documents
 from cluster.objects import FolderStore, ObjectStore
 from cluster.schema import build
+from dass import zoo
 from dass.baselines.catalog import Catalog
 from dass.errors import ConfigError
 from dass.meta.calibration import Calibration
-from dass.zoo import PREDICTOR, shipped_records
 from dass.zoo.files import read_predictor
 from jobs.config import Config, with_settings
 from jobs.console import Console
@@ -63,7 +63,7 @@ def without_source(config: Config) -> Config:
 
 def calibration() -> Calibration | None:
     """That of the package's predictor, which was meta-trained on the shipped records."""
-    return read_predictor().calibration if PREDICTOR.is_file() else None
+    return read_predictor().calibration
 
 
 def read_manifest(store: ObjectStore) -> Shipped:
@@ -79,9 +79,9 @@ def open_shipped(
     retrain: leave the results of meta-learned methods out of the copy, so that these are trained and scored anew.
 
     Raises:
-        ConfigError: the package ships none, or has results of fewer seeds.
+        ConfigError: there are results of fewer seeds.
     """
-    source = FolderStore(shipped_records())
+    source = FolderStore(zoo.RECORDS)
     shipped = read_manifest(source)
     config = shipped.config(settings)
     if seeds > shipped.seeds:

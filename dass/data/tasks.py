@@ -21,9 +21,12 @@ class DataConfig:
         default="digits", metadata={"help": "digits, imagefolder:PATH, parquet:PATH or torchvision:NAME:ROOT"}
     )
     resolution: int = field(default=32, metadata={"help": "side of the square images in pixels, divisible by 8"})
-    split: Literal["classes", "tiny10", "tiny10_disjoint"] = field(
+    split: Literal["classes", "tiny10", "tiny10_disjoint", "whole"] = field(
         default="classes",
-        metadata={"help": "classes: tasks of a few classes each; tiny10: the paper's Tiny-ImageNet splits"},
+        metadata={
+            "help": "classes: tasks of a few classes each; tiny10: the paper's Tiny-ImageNet splits; whole: one target and no "
+            "meta-tasks"
+        },
     )
     classes_per_task: int = field(default=3, metadata={"help": "classes of a meta-training or meta-validation task"})
     train_tasks: int = field(default=8, metadata={"help": "meta-training tasks"})
@@ -73,14 +76,14 @@ class TaskSet:
 
 
 def make_tasks(pack: Pack, config: DataConfig) -> TaskSet:
-    """The tasks of `config`, cut from a pack whose parts are assigned.
+    """The tasks of `config`, cut from a pack whose parts are assigned; where all of it is one target, see `whole_task`.
 
     Raises:
         DataError: the pack has too few classes for the tasks asked for.
     """
     if config.split == "classes":
         return _class_tasks(pack, config)
-    splits = (tiny10 if config.split == "tiny10" else tiny10_disjoint)(pack, seed=config.seed)
+    splits = {"tiny10": tiny10, "tiny10_disjoint": tiny10_disjoint}[config.split](pack, seed=config.seed)
     num_train = len(splits) * 8 // 10  # the paper's 8 + 2
     if config.train_tasks > num_train or config.valid_tasks > len(splits) - num_train:
         raise DataError(

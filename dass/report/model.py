@@ -109,7 +109,8 @@ class PageData:
     max_macs, max_params: the budget of the search; None where it was not limited.
     candidates: ranked, best first. scored, sample: how many there were in all, and some of them that stand for all, where
     not all are kept; 0 and empty otherwise. runs: every distilled student of every task. tuning: empty where none was made.
-    notes: limits the reader should know, one sentence each.
+    notes: limits the reader should know, one sentence each. advice: how far the ranking can be trusted, likewise.
+    is_predictor_shipped: whether the predictor came with the package, so that nothing was meta-trained here.
     """
 
     title: str
@@ -133,3 +134,5 @@ class PageData:
     phases: tuple[Phase, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+    is_predictor_shipped: bool = False

@@ -70,6 +70,7 @@ def facts(page: PageData) -> dict[str, Any]:
         "phases": [asdict(phase) for phase in page.phases],
         "provenance": page.provenance,
         "notes": page.notes,
+        "advice": page.advice,
         "missing": wording.missing(page),
     }
     plain: dict[str, Any] = _plain(found)

@@ -140,7 +140,7 @@ def missing(page: PageData) -> dict[str, str]:
     absent = {
         "teacher": (page.teacher is None, "The target's teacher is not trained here: run `dass teachers`."),
         "tasks": (not page.tasks, "No task has been collected: run `dass collect`."),
-        "meta": (not page.meta, "No predictor has been meta-trained: run `dass meta-train`."),
+        "meta": (not page.meta, _no_meta_training(page)),
         "candidates": (not page.candidates, "No candidate has been scored: run `dass search`."),
         "finals": (not is_distilled, "No student has been distilled in full: run `dass distil`."),
         "runs": (not page.runs, "No student has been distilled: run `dass collect`."),
@@ -153,6 +153,14 @@ def missing(page: PageData) -> dict[str, str]:
         "provenance": (not page.provenance, "No provenance was recorded: every verb records its own when it runs."),
     }
     return {section: text for section, (is_absent, text) in absent.items() if is_absent}
+
+
+def _no_meta_training(page: PageData) -> str:
+    if page.is_predictor_shipped:
+        return (
+            "The predictor came with the package; `dass/zoo/MODEL_CARD.md` tells how it was made and how well it ranks."
+        )
+    return "No predictor has been meta-trained: run `dass meta-train`."
 
 
 def _reached(value: Estimate) -> str:

@@ -264,18 +264,14 @@ class SmallResNetSpace:
         return 3 * NUM_STAGES
 
     def summarise(self, vectors: torch.Tensor) -> torch.Tensor:
-        """What vectors (n, encoding_dim) of `encode_many` say of each stage, float32 (n, summary_dim), on their device.
+        """Of each stage the logarithms of its narrowest and mean width and its depth less 1, all over the teacher's.
 
-        Per stage: the logarithms of its narrowest and of its mean width, over the teacher's, and its depth, over the
-        teacher's, less 1; so the teacher's row is zero. What a stage lets through, its narrowest block decides: with few
-        records these numbers tell more than one entry for every width of every block (ours).
+        What a stage lets through, its narrowest block decides: with few records they tell more than `encode` (ours).
         """
         levels = vectors[:, NUM_RESOLUTIONS:].reshape(-1, NUM_STAGES, self.num_slots, len(self.ratios))
         ratios, is_there = levels @ vectors.new_tensor(self.ratios), levels.sum(dim=-1)
-        depths = is_there.sum(dim=-1)
-        narrowest = torch.where(is_there > 0, ratios, 1.0).amin(dim=-1)
-        mean = ratios.sum(dim=-1) / depths
-        return torch.stack([narrowest.log(), mean.log(), depths / self.num_slots - 1], dim=-1).flatten(1)
+        narrowest, mean = torch.where(is_there > 0, ratios, 1.0).amin(dim=-1), ratios.sum(dim=-1) / is_there.sum(dim=-1)
+        return torch.stack([narrowest.log(), mean.log(), is_there.mean(dim=-1) - 1], dim=-1).flatten(1)
 
     @cached_property
     def _levels(self) -> tuple[dict[int, int], ...]:
@@ -399,7 +395,6 @@ def _draw(log_probs: Sequence[torch.Tensor], num: int, rng: torch.Generator) -> 
 def _bisect(rising: Callable[[float], float], target: float) -> float:
     """Where a function that rises passes `target`."""
     low, high = -MAX_TILT, MAX_TILT
-    for _ in range(50):
-        middle = (low + high) / 2
+    for middle in ((low + high) / 2 for _ in range(50)):
         low, high = (middle, high) if rising(middle) < target else (low, middle)
     return (low + high) / 2

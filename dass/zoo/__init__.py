@@ -4,31 +4,17 @@
     student = ranking.distil(seed=1)
     student.save("student.safetensors")
 
-And what the package brings along: nothing yet.
+The file may be left out: then it is the predictor that the package brings along. `RECORDS` is a folder, laid out as a store, of
+the records that it was meta-trained and checked on; MODEL_CARD.md and DATA_CARD.md tell of both.
 """
 
 from pathlib import Path
 
-from dass.errors import ConfigError
 from dass.zoo.distilled import Distilled
 from dass.zoo.files import PREDICTOR
 from dass.zoo.pretrained import Pretrained, load
 from dass.zoo.ranked import RankedStudents
 
-__all__ = ["PREDICTOR", "RECORDS", "Distilled", "Pretrained", "RankedStudents", "load", "shipped_records"]
+__all__ = ["PREDICTOR", "RECORDS", "Distilled", "Pretrained", "RankedStudents", "load"]
 
 RECORDS = Path(__file__).parent / "records"
-
-
-def shipped_records() -> Path:
-    """The folder, laid out as a store, of the records that this version ships.
-
-    Raises:
-        ConfigError: it ships none.
-    """
-    if not RECORDS.is_dir():
-        raise ConfigError(
-            "--records shipped needs records in the package, got a version without: no records ship with this version "
-            "yet; leave --records out and name a store of your own with --store"
-        )
-    return RECORDS

@@ -35,11 +35,6 @@ def read_predictor(file: Path | str | None = None) -> PredictorFile:
         SchemaTooNewError: a newer version of this package wrote the calibration.
     """
     path = PREDICTOR if file is None else Path(file)
-    if file is None and not path.is_file():
-        raise ConfigError(
-            "the package's predictor was asked for, got a version without: none ships with this version yet; use one that "
-            "`meta-train` made, by its file or in a store"
-        )
     try:
         data = path.read_bytes()
         beside = calibration_path(path).read_bytes() if calibration_path(path).is_file() else None

@@ -5,11 +5,14 @@ from collections.abc import Callable, Mapping
 
 from dass.errors import ConfigError
 from jobs.config import Config
-from jobs.recipes.digits import quickstart, smoke
+from jobs.recipes.digits import digits, quickstart, smoke
+from jobs.recipes.pretrained import pretrained
 from jobs.recipes.tiny_imagenet import tiny10, tiny10_32px
 
 RECIPES: Mapping[str, Callable[[], Config]] = {
     "quickstart": quickstart,
+    "pretrained": pretrained,
+    "digits": digits,
     "smoke": smoke,
     "tiny10": tiny10,
     "tiny10_32px": tiny10_32px,

@@ -77,7 +77,7 @@ def test_fit_would_come_before_price_if_groups_offered_different_shapes() -> Non
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_lanes_without_a_gpu_take_no_gpu(overlay: str) -> None:
-    assert launched(cluster_of(overlay), 2 * [lane("quickstart")]).keys() == {"cpu"}
+    assert launched(cluster_of(overlay), 2 * [lane("digits")]).keys() == {"cpu"}
 
 
 def test_lanes_that_share_a_gpu_share_a_node() -> None:

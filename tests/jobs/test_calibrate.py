@@ -138,7 +138,7 @@ def test_a_search_may_ask_the_packages_predictor_in_a_store_that_has_none(
     package = ("--recipe", "smoke", "--set", "predictor=package", "--store", tmp_path / "fresh")
     refused = call("search", *package, *args)
     assert refused.code == 2
-    assert "the package's predictor was asked for, got a version without" in refused.error
+    assert "a predictor ranks only what it was made for: its space is 'paper5_w8', got 'smoke'" in refused.error
     assert not (tmp_path / "fresh").exists()
     monkeypatch.setattr("dass.zoo.files.PREDICTOR", exported)
     other = call("search", *package, "--set", "data.resolution=24", *args)

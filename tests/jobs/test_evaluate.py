@@ -334,12 +334,6 @@ class TestBadInput:
         assert part in answer.error
         assert tree(collected) == before
 
-    def test_no_records_ship_yet(self, tmp_path: Path) -> None:
-        answer = call("evaluate", "--records", "shipped", "--store", tmp_path)
-        assert answer.code == 2
-        assert "no records ship with this version yet" in answer.error
-        assert not tree(tmp_path)
-
     def test_a_method_that_the_recipe_rules_out_is_refused_at_once(self, collected: Path) -> None:
         answer = call(*SMOKE, "--methods", "macs,snip+remap", "--set", "student.init=scratch", "--store", collected)
         assert (answer.code, answer.error) == (

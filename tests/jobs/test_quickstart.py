@@ -4,19 +4,27 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from markupsafe import escape
 
 from cluster.database import RunDatabase
 from cluster.objects import FolderStore
 from dass.records import Record
+from dass.zoo.files import read_predictor
+from tests.jobs.command import call
 
 pytestmark = pytest.mark.ray
 
 COMMAND = [sys.executable, "-m", "jobs", "quickstart", "--recipe", "smoke", "--json", "--store"]
+BRIEF = [
+    *("teacher.epochs=2", "teacher.eval_every=1", "student.epochs=1", "student.eval_every=1", "final.epochs=1"),
+    *("final.eval_every=1", "collect.target_students=3", "search.candidates=60", "distil.seeds=[1]"),
+]
 PATIENCE_S = 240.0
 
 
@@ -69,3 +77,22 @@ def test_a_killed_quickstart_goes_on_and_leaves_no_process_behind(tmp_path: Path
     again = finish(store)
     assert records(store) == after
     assert again["verdict"] == document["verdict"]
+
+
+def test_by_default_it_asks_the_packages_predictor_and_checks_it_on_the_target(tmp_path: Path) -> None:
+    """The quickstart itself, with almost nothing trained."""
+    options = [option for setting in BRIEF for option in ("--set", setting)]
+    answer = call("quickstart", *options, "--store", tmp_path, "--json")
+    assert answer.code == 0, answer.err
+    document = json.loads(answer.out)
+    assert (document["target"], document["classes"]) == ("digits", list("0123456789"))
+    assert {final["role"] for final in document["finals"]} == {"recommended", "random", "largest"}
+    assert len(document["observed"]) == 3
+    assert document["provenance"]["predictor"] == read_predictor().sha
+    assert document["missing"].keys() == {"meta"}
+    assert "came with the package" in document["missing"]["meta"]
+    page = (tmp_path / "report.html").read_text()
+    assert document["advice"]
+    assert all(str(escape(sentence)) in page for sentence in document["advice"])
+    roles = Counter(record.run.teacher is None for record in records(tmp_path).values())
+    assert roles == {True: 1, False: 3 + 3}

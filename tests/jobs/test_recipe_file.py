@@ -56,7 +56,7 @@ def test_a_toml_file_starts_from_the_recipe_that_it_names(tmp_path: Path) -> Non
         ("[student]\nlr = 1\n[meta]\nlrr = 1\n", r", line 4: unknown key 'meta\.lrr'; did you mean meta\.lr\?"),
         (
             'recipe = "smoky"',
-            r", line 1: --recipe must be one of quickstart, smoke, .*, got 'smoky'; did you mean smoke\?",
+            r", line 1: --recipe must be one of quickstart, pretrained, digits, smoke, .*, got 'smoky'; did you mean smoke\?",
         ),
     ],
 )

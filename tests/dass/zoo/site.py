@@ -9,7 +9,7 @@ from dass.embed import draw_noise, noise_sha
 from dass.networks import build
 from dass.predictor import Predictor, PredictorSpec, save_predictor
 from dass.seeding import generator
-from dass.spaces import get_space
+from dass.spaces import SearchSpace, get_space
 from dass.tensors import pack_tensors
 
 SPACE = get_space("smoke")
@@ -36,8 +36,8 @@ def write_predictor(file: Path, *, is_selected: bool = True, **other: object) ->
     return file
 
 
-def write_teacher(file: Path, num_classes: int) -> Path:
-    file.write_bytes(pack_tensors(build(SPACE.largest, num_classes, generator("teacher", 0)).state_dict()))
+def write_teacher(file: Path, num_classes: int, space: SearchSpace = SPACE) -> Path:
+    file.write_bytes(pack_tensors(build(space.largest, num_classes, generator("teacher", 0)).state_dict()))
     return file
 
 

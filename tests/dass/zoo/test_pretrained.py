@@ -21,7 +21,7 @@ from dass.seeding import generator
 from dass.spaces import get_space
 from dass.tensors import pack_tensors, unpack_tensors
 from dass.threads import one_thread
-from dass.zoo import PREDICTOR, Pretrained, RankedStudents, load
+from dass.zoo import Pretrained, RankedStudents, load
 from tests.dass.zoo.site import RESOLUTION, SPACE, write_photos, write_predictor, write_teacher
 
 NUM = 40  # candidates
@@ -144,16 +144,6 @@ def test_any_student_of_the_space_can_be_distilled(ranking: RankedStudents) -> N
 
 
 # What is refused
-
-
-def test_without_a_shipped_predictor_load_says_so() -> None:
-    if PREDICTOR.is_file():
-        assert load().space.name
-    else:
-        assert refusal(ConfigError, load) == (
-            "the package's predictor was asked for, got a version without: none ships with this version yet; use one that "
-            "`meta-train` made, by its file or in a store"
-        )
 
 
 def test_a_file_that_is_no_predictor_is_refused(tmp_path: Path) -> None:

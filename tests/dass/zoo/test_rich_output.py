@@ -151,8 +151,7 @@ def test_the_example_in_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch
     code = section.split("```python\n")[1].split("```")[0]
     assert len([line for line in code.splitlines() if line and "import" not in line]) == 3
     monkeypatch.chdir(tmp_path)
-    write_predictor(Path("predictor.safetensors"))
-    write_teacher(Path("teacher.safetensors"), 2)
+    write_teacher(Path("teacher.safetensors"), 2, load().space)
     write_photos(Path("photos"))
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)  # noqa: S102 - our own README
@@ -163,3 +162,4 @@ def test_the_example_in_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch
     assert saved.student == ranking.best.student == student.run.student
     assert saved.classes == ("cat", "dog")
     assert student.run.recipe == Recipe()
+    assert ranking.advice is not None

@@ -1,0 +1,138 @@
+"""What the package brings along: the predictor, its calibration, and the records that both come from."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cluster.database import RunDatabase
+from cluster.documents import get_task, list_documents
+from cluster.objects import FolderStore
+from dass.networks import build
+from dass.records import Status, Student
+from dass.seeding import generator
+from dass.zoo import PREDICTOR, RECORDS, load
+from dass.zoo.files import read_predictor
+from jobs.recipes import get_recipe
+from tests.jobs.command import ROOT, call
+
+TARGETS = {"cifar10", "dtd10", "isic_ham10000", "rsscn7"}
+
+
+@pytest.fixture(scope="module")
+def store() -> FolderStore:
+    return FolderStore(RECORDS)
+
+
+def test_the_predictor_is_a_small_file_made_as_its_recipe_says() -> None:
+    predictor, recipe = load(), get_recipe("tiny10_32px")
+    assert (predictor.space.name, predictor.resolution) == (recipe.space, recipe.data.resolution)
+    spec, meta = predictor.method.spec, recipe.meta
+    for name in ("inputs", "encoding", "unit", "guided", "inner_steps", "map_norm", "hidden_dim"):
+        assert getattr(spec, name) == getattr(meta, name)
+    assert predictor.method.is_selected
+    assert PREDICTOR.stat().st_size < 20e6
+
+
+def test_its_calibration_is_of_all_ten_splits_in_five_groups() -> None:
+    calibration = read_predictor().calibration
+    assert calibration is not None
+    assert (len(calibration.tasks), len(calibration.groups)) == (10, 5)
+
+
+def test_the_records_are_those_of_the_card_and_hold_neither_images_nor_weights(store: FolderStore) -> None:
+    records = list(RunDatabase(store).scan())
+    names = {task: get_task(store, task).name for task in {record.run.task for record in records}}
+    recipe = get_recipe("tiny10_32px")
+    assert {record.run.recipe for record in records if record.run.teacher} == {recipe.student}
+    assert {record.run.recipe for record in records if not record.run.teacher} == {recipe.teacher}
+    assert {record.result.status for record in records} == {Status.FINISHED}
+    students = Counter((names[record.run.task], record.run.seed) for record in records if record.run.teacher)
+    splits = {f"tiny10-{index}" for index in range(10)}
+    assert {name for name, seed in students if seed == 0} == splits | TARGETS
+    assert {students[name, 0] for name in splits} == {10}
+    assert {(students[name, 0], students[name, 1]) for name in TARGETS} == {(15, 5)}
+    kinds = {key.split("/")[0] for key in store.list()}
+    assert kinds == {"records", "documents", "blobs", "schema.json"}
+    weights = {record.weights for record in records if record.weights}
+    assert not weights & {key.split("/")[-1] for key in store.list()}
+
+
+def test_students_of_a_target_share_one_draw(store: FolderStore) -> None:
+    drawn: dict[str, set[Student]] = {}
+    for record in RunDatabase(store).scan():
+        if record.run.teacher and (name := get_task(store, record.run.task).name) in TARGETS:
+            drawn.setdefault(name, set()).add(record.run.student)
+    assert len({frozenset(students) for students in drawn.values()}) == 1
+
+
+def test_every_method_has_its_scores(store: FolderStore) -> None:
+    assert len(list_documents(store, "evaluation")) > 300
+
+
+def test_it_ranks_students_of_an_untrained_teacher_with_finite_scores() -> None:
+    predictor = load()
+    images = torch.randint(0, 255, (40, 3, 32, 32), generator=generator("i", 0)).to(torch.uint8)
+    labels = [index % 2 for index in range(40)]
+    teacher = build(predictor.space.largest, 2, generator("t", 0)).state_dict()
+    ranking = predictor.rank((images, labels), teacher, candidates=60)
+    assert all(each.score == each.score for each in ranking)
+    assert ranking.advice is not None
+
+
+@pytest.fixture(scope="module")
+def replayed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The comparison, from what ships alone."""
+    answer = call("evaluate", "--records", "shipped", "--store", tmp_path_factory.mktemp("replay"), "--json")
+    assert answer.code == 0, answer.err
+    return dict(json.loads(answer.out))
+
+
+def test_the_table_in_the_readme_is_what_the_shipped_records_say(replayed: dict[str, Any]) -> None:
+    lines = (ROOT / "README.md").read_text().split("\n### Results\n")[1].split("\n## ")[0].splitlines()
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert head == ["method", "Spearman", "95 %", "in bands", "regret@1", "regret@5", *sorted(TARGETS)]
+    told = {row[0].strip("`*"): row[1:] for row in rows}
+    best_of = {name.split("+")[0]: name for name in reversed(replayed["order"])}  # of the variants of a proxy
+    assert list(told) == [name for name in replayed["order"] if name in best_of.values()]
+    for name, cells in told.items():
+        overall, of_target = replayed["overall"][name], replayed["methods"][name]["spearman"]
+        metrics = ("spearman", "spearman_in_bands", "regret_1", "regret_5")
+        values = [overall[metric]["mean"] for metric in metrics] + [
+            of_target[target]["mean"] for target in sorted(TARGETS)
+        ]
+        low, high = overall["spearman"]["low"], overall["spearman"]["high"]
+        means, interval = [cells[0], *cells[2:]], cells[1]
+        assert means == [number(value, digits=1 if 2 <= index < 4 else 2) for index, value in enumerate(values)]
+        assert interval == ("" if low is None else f"{number(low)} to {number(high)}")
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """As README writes it."""
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def test_what_is_meta_learned_can_be_trained_again_from_the_records(replayed: dict[str, Any], tmp_path: Path) -> None:
+    """On another CPU the bits are others, so its figures are near those that ship, not equal."""
+    options = (
+        "--records",
+        "shipped",
+        "--retrain",
+        "--methods",
+        "dass,macs",
+        "--seeds",
+        "1",
+        "--store",
+        tmp_path,
+        "--json",
+    )
+    answer = call("evaluate", *options)
+    assert answer.code == 0, answer.err
+    found = json.loads(answer.out)
+    assert found["methods"]["macs"]["spearman"] == replayed["methods"]["macs"]["spearman"]
+    mean = found["overall"]["dass"]["spearman"]["mean"]
+    assert mean == pytest.approx(replayed["overall"]["dass"]["spearman"]["mean"], abs=0.15)
+    assert mean > found["overall"]["macs"]["spearman"]["mean"]
