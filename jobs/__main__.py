@@ -38,9 +38,11 @@ from jobs.options import (
     WorkersOption,
 )
 from jobs.output import check_output
-from jobs.recipe_file import from_toml
+from jobs.recipe_file import DEFAULT, from_toml
 
 DEFAULT_STORE = "./dass-store"
+OWN_IMAGES = "pretrained"  # what the default recipe is for images that the user gives
+LEARNING = "digits"  # the default of verbs that learn from records
 EXIT_BAD_INPUT, EXIT_FAILED, EXIT_BUDGET_SPENT, EXIT_INTERRUPTED = 2, 1, 3, 130
 
 app = typer.Typer(
@@ -53,7 +55,12 @@ app = typer.Typer(
 
 
 def configured(recipe: str, settings: list[str] | None, source: str | None = None) -> Config:
-    """The recipe, a file's values, `--set` and `--data`, each laid over the one before."""
+    """The recipe, a file's values, `--set` and `--data`, each laid over the one before.
+
+    The default recipe is cut to the measure of its digits: with images of one's own it is `pretrained`.
+    """
+    if recipe == DEFAULT and source is not None:
+        recipe = OWN_IMAGES
     config = from_toml(Path(recipe), recipes.get_recipe) if recipe.endswith(".toml") else recipes.get_recipe(recipe)
     config = with_settings(config, settings or ())
     return config if source is None else with_values(config, {"data": {"source": source}}, "--data")
@@ -61,21 +68,27 @@ def configured(recipe: str, settings: list[str] | None, source: str | None = Non
 
 def open_job(
     recipe: str, settings: list[str] | None, store: str, source: str | None, *, dry_run: bool, is_json: bool,
-    takeover: bool = False, target: str | None = None,
+    takeover: bool = False,
 ) -> Job:  # fmt: skip
-    """The job of these options; every error in them is raised before anything else happens.
+    """The job of these options; every error in them is raised before anything else happens."""
+    return Job.open(
+        configured(recipe, settings, source), store, Console(is_json=is_json), dry_run=dry_run, takeover=takeover
+    )
 
-    source: the recipe's images. target: a target's, which are the recipe's too where all of them are one target.
-    """
-    config = configured(recipe, settings, source)
-    if target is not None and config.data.split == "whole":
-        config = configured(recipe, settings, target)
-    return Job.open(config, store, Console(is_json=is_json), dry_run=dry_run, takeover=takeover)
+
+def open_target_job(
+    recipe: str, settings: list[str] | None, store: str, target: str | None, *, dry_run: bool, is_json: bool,
+    takeover: bool = False,
+) -> Job:  # fmt: skip
+    """The same where `--data` gives a target; of a recipe whose images are all one target it gives these."""
+    is_whole = configured(recipe, settings).data.split == "whole"
+    source = target if is_whole else None
+    return open_job(recipe, settings, store, source, dry_run=dry_run, is_json=is_json, takeover=takeover)
 
 
 @app.command()
 def data(
-    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    recipe: RecipeOption = DEFAULT, settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
     source: SourceOption = None, dry_run: DryRunOption = False, is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Read images once, cut them into tasks, and pack both into the store."""
@@ -87,7 +100,7 @@ def data(
 
 @app.command()
 def teachers(
-    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    recipe: RecipeOption = DEFAULT, settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
     source: SourceOption = None, dry_run: DryRunOption = False, takeover: TakeoverOption = False, is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Train the largest network of the space on every task that has no teacher yet."""
@@ -99,7 +112,7 @@ def teachers(
 
 @app.command()
 def collect(
-    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    recipe: RecipeOption = DEFAULT, settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
     source: SourceOption = None, dry_run: DryRunOption = False, takeover: TakeoverOption = False, is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Distil the sampled students on every task; missing teachers are trained first."""
@@ -111,7 +124,7 @@ def collect(
 
 @app.command("meta-train")
 def meta_train(
-    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    recipe: RecipeOption = LEARNING, settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
     source: SourceOption = None, num_trials: TuneOption = None, output: PredictorOption = None,
     dry_run: DryRunOption = False, is_json: JsonOption = False,
 ) -> None:  # fmt: skip
@@ -130,7 +143,7 @@ def meta_train(
 
 @app.command()
 def calibrate(
-    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    recipe: RecipeOption = LEARNING, settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
     source: SourceOption = None, output: PredictorOption = None, dry_run: DryRunOption = False, is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """How far the store's predictor can be trusted, by tasks held out; `search` then says how sure it is."""
@@ -147,7 +160,7 @@ def calibrate(
 
 @app.command("learning-curve")
 def learning_curve(
-    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    recipe: RecipeOption = LEARNING, settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
     source: SourceOption = None, is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """What more collected runs would buy: short meta-trainings on parts of the records; minutes, nothing is written."""
@@ -159,7 +172,7 @@ def learning_curve(
 
 @app.command()
 def evaluate(
-    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    recipe: RecipeOption = LEARNING, settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
     targets: TargetsOption = None, methods: MethodsOption = None, seeds: SeedsOption = 3, records: RecordsOption = Records.STORE,
     retrain: RetrainOption = False, output: PageOption = None, anew: AnewOption = False, dry_run: DryRunOption = False,
     is_json: JsonOption = False,
@@ -170,7 +183,7 @@ def evaluate(
 
     names: Sequence[str] = verb.split_names(methods or ())
     if records is Records.SHIPPED:
-        shipped.check_options(recipe, targets)
+        shipped.check_options(None if recipe == LEARNING else recipe, targets)
         console = Console(is_json=is_json)
         job, known = shipped.open_shipped(settings, store, console, seeds=seeds, retrain=retrain, dry_run=dry_run)
         names, calibration = names or known.methods, shipped.calibration()
@@ -187,7 +200,7 @@ def evaluate(
 @app.command()
 def ship(
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="The new folder.")],
-    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    recipe: RecipeOption = LEARNING, settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
     source: SourceOption = None, methods: MethodsOption = None, seeds: SeedsOption = 3, dry_run: DryRunOption = False,
     is_json: JsonOption = False,
 ) -> None:  # fmt: skip
@@ -201,45 +214,45 @@ def ship(
 
 @app.command()
 def search(
-    recipe: RecipeOption = "pretrained", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    recipe: RecipeOption = DEFAULT, settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
     target: TargetOption = None, teacher: TeacherOption = None, workers: WorkersOption = 0,
     dry_run: DryRunOption = False, takeover: TakeoverOption = False, is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Rank thousands of students for a target in a budget."""
     from jobs import search as verb
 
-    job = open_job(recipe, settings, store, None, dry_run=dry_run, is_json=is_json, takeover=takeover, target=target)
+    job = open_target_job(recipe, settings, store, target, dry_run=dry_run, is_json=is_json, takeover=takeover)
     job.console.document(verb.run(job, target, teacher, workers))
 
 
 @app.command()
 def distil(
-    recipe: RecipeOption = "pretrained", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    recipe: RecipeOption = DEFAULT, settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
     target: TargetOption = None, output: OutputOption = None, dry_run: DryRunOption = False, takeover: TakeoverOption = False,
     is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Train the winner of the last search for good, and the controls beside it."""
     from jobs import distil as verb
 
-    job = open_job(recipe, settings, store, None, dry_run=dry_run, is_json=is_json, takeover=takeover, target=target)
+    job = open_target_job(recipe, settings, store, target, dry_run=dry_run, is_json=is_json, takeover=takeover)
     job.console.document(verb.run(job, target, output))
 
 
 @app.command()
 def report(
-    recipe: RecipeOption = "pretrained", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    recipe: RecipeOption = DEFAULT, settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
     target: TargetOption = None, dry_run: DryRunOption = False, is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Write report.html and report.json into the store: what was found, how sure, and from what."""
     from jobs import report as verb
 
-    job = open_job(recipe, settings, store, None, dry_run=dry_run, is_json=is_json, target=target)
+    job = open_target_job(recipe, settings, store, target, dry_run=dry_run, is_json=is_json)
     job.console.document(verb.run(job, target))
 
 
 @app.command()
 def status(
-    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    recipe: RecipeOption = DEFAULT, settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
     is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """What is planned, done, running, failing and left, its pace and its cost, from the store alone.
@@ -255,7 +268,7 @@ def status(
 
 @app.command()
 def quickstart(
-    recipe: RecipeOption = "quickstart", settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    recipe: RecipeOption = DEFAULT, settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
     source: SourceOption = None, dry_run: DryRunOption = False, takeover: TakeoverOption = False, is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """The whole way: data, teachers, collection, search, distillation, report; meta-training where the recipe asks for it."""
@@ -278,7 +291,7 @@ def compact(
 
     verb.check_grace(grace)
     console = Console(is_json=is_json)
-    job = Job.open(recipes.get_recipe("quickstart"), store, console, dry_run=False, is_keeper=True)
+    job = Job.open(recipes.get_recipe(DEFAULT), store, console, dry_run=False, is_keeper=True)
     job.console.document(verb.run(job, grace))
 
 
@@ -297,7 +310,7 @@ def gc(
     verb.checked_age(older_than)
     console = Console(is_json=is_json)
     job = Job.open(
-        recipes.get_recipe("quickstart"), store, console, dry_run=not delete, is_reader=not delete, is_keeper=True
+        recipes.get_recipe(DEFAULT), store, console, dry_run=not delete, is_reader=not delete, is_keeper=True
     )
     job.console.document(verb.run(job, older_than))
 
@@ -316,12 +329,12 @@ def export(
 
     verb.check_output(output, force=force)
     console = Console(is_json=is_json)
-    job = Job.open(recipes.get_recipe("quickstart"), store, console, dry_run=True, is_reader=True, is_keeper=True)
+    job = Job.open(recipes.get_recipe(DEFAULT), store, console, dry_run=True, is_reader=True, is_keeper=True)
     job.console.document(verb.run(job, output, force=force))
 
 
 @app.command("keys")
-def list_keys(recipe: RecipeOption = "quickstart", settings: SetOption = None) -> None:
+def list_keys(recipe: RecipeOption = DEFAULT, settings: SetOption = None) -> None:
     """Every key that --set and a TOML recipe can give, with type, value in this recipe, and meaning."""
     config = configured(recipe, settings)
     columns = ("key", "type", "value", "meaning")

@@ -1,9 +1,11 @@
 """`calibrate`: how far the store's predictor can be trusted, by tasks held out of one meta-training after the other."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from cluster.checkpoints import remove_checkpoints
@@ -15,11 +17,12 @@ from dass.meta.calibration import Calibration, calibrate
 from dass.meta.calibration_file import from_document, to_document
 from dass.meta.held_out import HeldOut, by_classes, check_enough, folds, predict
 from dass.meta.train import MetaConfig, MetaTraining
+from dass.metrics import spearman
 from dass.records import Status, content_id
 from dass.search.advice import LEVEL
 from dass.zoo.files import calibration_bytes, calibration_path
 from jobs.job import Job
-from jobs.meta_train import Learnable, current, features, learn, learnable, spec_of, training_key, tuning_key
+from jobs.meta_train import Learnable, current, features, learn, learnable, shown, spec_of, training_key, tuning_key
 from jobs.output import check_output, write_output
 
 
@@ -52,7 +55,14 @@ def run(job: Job) -> dict[str, Any]:
         remove_checkpoints(job.store, key)
     calibration = calibrate(done, label_noise_pct=label_noise_pct(_repeats(job)))
     _keep(job, predictor, done, calibration)
-    return _told(job, calibration)
+    return _told(job, calibration, mean_spearman(done))
+
+
+def mean_spearman(held_out: Sequence[HeldOut]) -> float | None:
+    """How well students of tasks held out were ranked: the mean over those tasks that have a correlation; None without."""
+    found = [spearman(each.predicted_pct, each.accuracies_pct) for each in held_out]
+    known = [value for value in found if math.isfinite(value)]
+    return fmean(known) if known else None
 
 
 def _repeats(job: Job) -> list[list[float]]:
@@ -135,12 +145,13 @@ def _predictor(job: Job, found: Learnable) -> tuple[MetaConfig, str]:
     )
 
 
-def _told(job: Job, calibration: Calibration) -> dict[str, Any]:
+def _told(job: Job, calibration: Calibration, ranked: float | None) -> dict[str, Any]:
     reach = calibration.half_width_pct(LEVEL)
     interval = f"± {reach:.1f} points at {100 * LEVEL:.0f} %" if reach is not None else "none at this level"
     job.console.tell(
         f"Calibrated on {len(calibration.tasks)} tasks in {len(calibration.groups)} groups: a student's accuracy {interval}; "
-        f"errors within a task {calibration.within_sd_pct:.1f} points (sd)."
+        f"errors within a task {calibration.within_sd_pct:.1f} points (sd); students of tasks held out were ranked with Spearman "
+        f"{shown(ranked)} on average."
     )
     return {
         "tasks": len(calibration.tasks),
@@ -149,6 +160,7 @@ def _told(job: Job, calibration: Calibration) -> dict[str, Any]:
         "level": LEVEL,
         "within_sd_pct": calibration.within_sd_pct,
         "pair_log_loss": calibration.pair_log_loss,
+        "spearman": ranked,
         "label_noise_pct": calibration.label_noise_pct,
         "dry_run": False,
     }

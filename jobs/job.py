@@ -91,7 +91,9 @@ class Job:
 
     def tasks(self, *, refresh: bool = False) -> TaskSet:
         """The tasks of the recipe; cut from the source at the first time, or anew with `refresh`."""
-        if self.config.data.split == "whole":
+        if (
+            self.config.data.split == "whole"
+        ):  # the one task of its source, under the name that every recipe finds it by
             return TaskSet((), (), self.whole_source(self.config.data.source, refresh=refresh))
         kinds = {"train": tuple[str, ...], "valid": tuple[str, ...], "target": str | None}
         if not refresh and (known := self._known(self._tasks_name, **kinds)) is not None:

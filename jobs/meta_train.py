@@ -21,6 +21,7 @@ from dass.meta.train import STATE_VERSION, MetaConfig, MetaProgress, MetaTrainin
 from dass.predictor import PredictorSpec
 from dass.records import Record, Task, content_id
 from jobs import collect, teachers
+from jobs.config import Config
 from jobs.job import Job
 from jobs.output import write_output
 
@@ -111,12 +112,8 @@ def learnable(job: Job) -> Learnable:
     Raises:
         ConfigError: the recipe has no such tasks. DataError: nothing was collected on them.
     """
+    check_recipe(job.config)
     tasks = job.reader.tasks()
-    if not tasks.meta:
-        raise ConfigError(
-            f"meta-training needs meta-tasks, got recipe {job.config.name} whose images are one target (data.split=whole); "
-            "name a recipe that has some, such as --recipe digits"
-        )
     planned = [run for run in collect.meta_runs(job, tasks) if run.teacher is not None]
     by_id = job.records(run.id for run in planned)
     records = tuple(by_id[run.id] for run in planned if run.id in by_id)  # in whatever order the store has them
@@ -125,6 +122,15 @@ def learnable(job: Job) -> Learnable:
     if len(records) < len(planned):
         job.console.say(f"note: {len(planned) - len(records)} of {len(planned)} planned runs have no record yet")
     return Learnable(tasks, records, len(planned))
+
+
+def check_recipe(config: Config) -> None:
+    """Raise ConfigError unless the recipe has tasks to learn from."""
+    if config.data.split == "whole":
+        raise ConfigError(
+            f"meta-training needs meta-tasks, got recipe {config.name}, all whose images are one target (data.split=whole); name "
+            "a recipe that cuts tasks, such as --recipe tiny10_32px"
+        )
 
 
 def training_key(job: Job, found: Learnable) -> str:

@@ -21,8 +21,10 @@ STEPS = (partial(data.run, refresh=False), collect.run, _meta_train_if_asked, se
 
 def run(job: Job) -> dict[str, Any]:
     """Every step in turn; what is done already is not done again."""
-    if job.config.predictor == "package":
-        find_predictor(job)  # what is missing in the package is said before anything is trained
+    if job.config.predictor == "package":  # what could not be asked in the end is refused before anything is trained
+        find_predictor(job)
+    else:
+        meta_train.check_recipe(job.config)
     if job.dry_run:
         return {"data": data.run(job), "collect": collect.run(job), "dry_run": True}
     search.wanted(job.reader, None)  # images, target and budget are checked before Ray starts

@@ -18,6 +18,7 @@ from dass.report import Final, MetaPoint, Observed, PageData, Phase, RunRow, Tas
 from dass.report.model import TaskRole
 from dass.search.ranking import Candidate
 from dass.search.select import make_scorer
+from dass.zoo.files import read_predictor
 from jobs import collect, teachers
 from jobs.distil import SEARCH, Distilled
 from jobs.job import Job
@@ -47,7 +48,7 @@ def page_of(job: Job, task: Task) -> PageData:
     """Everything the page shows about one target; what is not there yet stays empty."""
     found = _latest(job, f"search-{task.id}", **SEARCH)
     finals = build(dict[str, Distilled], _latest(job, f"distil-{task.id}"), f"distil-{task.id}")
-    is_shipped = job.config.predictor == "package"
+    is_shipped = found["predictor"] == read_predictor().sha if found else job.config.predictor == "package"
     meta = {} if is_shipped else current(job)
     tasks = job.tasks()
     planned = collect.plan(job, tasks).runs
@@ -87,7 +88,7 @@ def page_of(job: Job, task: Task) -> PageData:
         ),
         phases=tuple(Phase(name, seconds) for name, seconds in phases(job).items()),
         provenance=_provenance(job, task, found, records),
-        notes=_notes(job, tasks, task),
+        notes=_notes(job, tasks, task, is_shipped=is_shipped),
         advice=tuple((found.get("advice") or {}).get("sentences", ())),
         is_predictor_shipped=is_shipped,
     )
@@ -224,10 +225,10 @@ def _provenance(job: Job, task: Task, found: Mapping[str, Any], records: Mapping
     }
 
 
-def _notes(job: Job, tasks: TaskSet, target: Task) -> tuple[str, ...]:
+def _notes(job: Job, tasks: TaskSet, target: Task, *, is_shipped: bool) -> tuple[str, ...]:
     learned = (
         "The predictor came with the package"
-        if job.config.predictor == "package"
+        if is_shipped
         else f"The predictor learned from {len(tasks.train)} tasks and was chosen on {len(tasks.valid)}"
     )
     notes = [

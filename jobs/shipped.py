@@ -14,15 +14,14 @@ from dass.zoo.files import read_predictor
 from jobs.config import Config, with_settings
 from jobs.console import Console
 from jobs.job import Job
-from jobs.recipe_file import DEFAULT
 from jobs.recipes import get_recipe
 
 MANIFEST = "shipped"  # the document that says what a shipped benchmark holds
 
 
-def check_options(recipe: str, targets: Sequence[str] | None) -> None:
-    """Raise ConfigError for options that have no meaning with shipped records."""
-    if recipe != DEFAULT or targets:
+def check_options(recipe: str | None, targets: Sequence[str] | None) -> None:
+    """Raise ConfigError for options that were given and have no meaning with shipped records."""
+    if recipe is not None or targets:
         raise ConfigError(
             f"--records shipped has its own recipe and targets, got {'--data' if targets else f'--recipe {recipe}'}; leave it out"
         )

@@ -27,9 +27,9 @@ def unguided(base: MetaConfig) -> MetaConfig:
 
 
 def ablations(base: MetaConfig) -> Mapping[str, MetaConfig]:
-    """One setting changed at a time, by a name that says which; what the base has already is left out.
+    """One setting changed at a time, by a name that says which, and `paper`: all of them as the released code has them.
 
-    `paper` has every setting as the released code has it.
+    What the base has already is left out.
     """
     changed = {
         "inputs A": replace(base, inputs="A"),

@@ -223,7 +223,7 @@ def _unknown_spec(spec: str) -> str:
         forms |= {name.lower(): f"torchvision:{name}:PATH" for name in SETS}  # a set's name alone
         close = difflib.get_close_matches(kind.lower(), forms, n=1, cutoff=0.6)
         meant = forms[close[0]].replace("PATH", path or "PATH") if close else ""
-    hint = f"did you mean {meant}?" if meant else "set data.source to one of them"
+    hint = f"did you mean {meant}?" if meant else "give one of them with --data"
     return f"a source must be {', '.join(FORMS[:-1])} or {FORMS[-1]}, got {spec!r}; {hint}"
 
 

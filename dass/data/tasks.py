@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from dass.data.pack import Pack
-from dass.data.splits import check_fractions, class_splits, tiny10, tiny10_disjoint
+from dass.data.splits import check_fractions, class_splits, tiny10, tiny10_disjoint, whole_task
 from dass.errors import ConfigError, DataError
 from dass.records import Task
 from dass.seeding import generator
@@ -76,14 +76,16 @@ class TaskSet:
 
 
 def make_tasks(pack: Pack, config: DataConfig) -> TaskSet:
-    """The tasks of `config`, cut from a pack whose parts are assigned; where all of it is one target, see `whole_task`.
+    """The tasks of `config`, cut from a pack whose parts are assigned.
 
     Raises:
         DataError: the pack has too few classes for the tasks asked for.
     """
     if config.split == "classes":
         return _class_tasks(pack, config)
-    splits = {"tiny10": tiny10, "tiny10_disjoint": tiny10_disjoint}[config.split](pack, seed=config.seed)
+    if config.split == "whole":
+        return TaskSet((), (), whole_task(pack, pack.name))
+    splits = (tiny10 if config.split == "tiny10" else tiny10_disjoint)(pack, seed=config.seed)
     num_train = len(splits) * 8 // 10  # the paper's 8 + 2
     if config.train_tasks > num_train or config.valid_tasks > len(splits) - num_train:
         raise DataError(

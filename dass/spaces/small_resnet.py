@@ -21,6 +21,7 @@ from dass.cost import stage_macs
 from dass.errors import ConfigError, SpaceError
 from dass.records import Student
 from dass.spaces.space import Sampler
+from dass.spaces.summary import NUMBERS_PER_STAGE, summarise_stages
 
 Row = tuple[int, ...]
 
@@ -260,18 +261,13 @@ class SmallResNetSpace:
 
     @property
     def summary_dim(self) -> int:
-        """Three numbers per stage."""
-        return 3 * NUM_STAGES
+        """So many numbers for each stage."""
+        return NUM_STAGES * NUMBERS_PER_STAGE
 
     def summarise(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Of each stage the logarithms of its narrowest and mean width and its depth less 1, all over the teacher's.
-
-        What a stage lets through, its narrowest block decides: with few records they tell more than `encode` (ours).
-        """
+        """Of each stage what `summarise_stages` says."""
         levels = vectors[:, NUM_RESOLUTIONS:].reshape(-1, NUM_STAGES, self.num_slots, len(self.ratios))
-        ratios, is_there = levels @ vectors.new_tensor(self.ratios), levels.sum(dim=-1)
-        narrowest, mean = torch.where(is_there > 0, ratios, 1.0).amin(dim=-1), ratios.sum(dim=-1) / is_there.sum(dim=-1)
-        return torch.stack([narrowest.log(), mean.log(), is_there.mean(dim=-1) - 1], dim=-1).flatten(1)
+        return summarise_stages(levels, self.ratios).flatten(1)
 
     @cached_property
     def _levels(self) -> tuple[dict[int, int], ...]:
@@ -395,6 +391,7 @@ def _draw(log_probs: Sequence[torch.Tensor], num: int, rng: torch.Generator) -> 
 def _bisect(rising: Callable[[float], float], target: float) -> float:
     """Where a function that rises passes `target`."""
     low, high = -MAX_TILT, MAX_TILT
-    for middle in ((low + high) / 2 for _ in range(50)):
+    for _ in range(50):
+        middle = (low + high) / 2
         low, high = (middle, high) if rising(middle) < target else (low, middle)
     return (low + high) / 2

@@ -96,7 +96,7 @@ def test_a_recipe_file_must_be_there_and_be_toml(new: Path, tmp_path: Path) -> N
         ("data.valid_fraction=0.8", "must be positive and sum to less than 1, got 0.8 and 0.3"),
         (
             "data.split=tiny100",
-            "data.split must be one of classes, tiny10, tiny10_disjoint, got 'tiny100'; did you mean",
+            "data.split must be one of classes, tiny10, tiny10_disjoint, whole, got 'tiny100'; did you mean",
         ),
     ],
 )
@@ -168,7 +168,7 @@ def test_an_unknown_source_names_the_forms_and_the_nearest(new: Path, done: Path
         assert refusal(done, verb, *SMOKE, "--data", str(tmp_path)) == (
             f"{forms} '{tmp_path}'; did you mean imagefolder:{tmp_path}?"
         )
-    assert refusal(new, "data", "--recipe", "tiny10") == f"{forms} ''; set data.source to one of them"
+    assert refusal(new, "data", "--recipe", "tiny10") == f"{forms} ''; give one of them with --data"
 
 
 def _nothing(root: Path) -> None:

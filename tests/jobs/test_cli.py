@@ -45,7 +45,7 @@ def test_every_verb_explains_its_options_and_their_defaults(verb: str, monkeypat
     assert (answer.code, answer.err) == (0, "")
     shown = plain_text(answer.out)
     assert f"{verb} [OPTIONS]" in shown
-    recipe = "pretrained" if verb in ("search", "distil", "report") else "quickstart"
+    recipe = "digits" if verb in ("meta-train", "learning-curve") else "quickstart"
     defaults = {"--store": "default: ./dass-store", "--recipe": f"default: {recipe}"}
     expected = {"keys": {"--recipe"}}.get(verb, set(defaults))
     for option, default in defaults.items():

@@ -1,6 +1,7 @@
 """What the package brings along: the predictor, its calibration, and the records that both come from."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from cluster.objects import FolderStore
 from dass.networks import build
 from dass.records import Status, Student
 from dass.seeding import generator
+from dass.threads import one_thread
 from dass.zoo import PREDICTOR, RECORDS, load
 from dass.zoo.files import read_predictor
 from jobs.recipes import get_recipe
 from tests.jobs.command import ROOT, call
+from tests.jobs.images import save_weights, write_images
 
 TARGETS = {"cifar10", "dtd10", "isic_ham10000", "rsscn7"}
 
@@ -136,3 +139,35 @@ def test_what_is_meta_learned_can_be_trained_again_from_the_records(replayed: di
     mean = found["overall"]["dass"]["spearman"]["mean"]
     assert mean == pytest.approx(replayed["overall"]["dass"]["spearman"]["mean"], abs=0.15)
     assert mean > found["overall"]["macs"]["spearman"]["mean"]
+
+
+def test_a_search_needs_no_collection_and_says_the_same_as_three_lines_of_python(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "pets", {"cat": 12, "dog": 12})
+    teacher = save_weights(tmp_path / "teacher.safetensors", load().space.largest, 2)
+    options = ("--data", images, "--teacher", teacher, "--set", "search.candidates=60", "--store", tmp_path / "store")
+    answer = call("search", *options, "--json")
+    assert answer.code == 0, answer.err
+    found = json.loads(answer.out)
+    assert found["predictor"] == read_predictor().sha
+    with one_thread():
+        ranking = load().rank(images, teacher, candidates=60, max_macs_ratio=0.5)
+    assert [each["student"]["widths"] for each in found["candidates"]] == [
+        [list(row) for row in each.student.widths] for each in ranking[:10]
+    ]
+    assert ranking.advice is not None
+    assert found["advice"]["sentences"] == list(ranking.advice.sentences)
+
+
+def test_predictor_and_calibration_can_be_made_again_from_the_records(tmp_path: Path) -> None:
+    """On another CPU the bits are others: what they say is compared."""
+    store = shutil.copytree(RECORDS, tmp_path / "store")
+    assert call("meta-train", "--recipe", "tiny10_32px", "--store", store).code == 0
+    output = tmp_path / "predictor.safetensors"
+    answer = call("calibrate", "--recipe", "tiny10_32px", "--store", store, "--output", output, "--json")
+    assert answer.code == 0, answer.err
+    found, shipped = json.loads(answer.out), read_predictor().calibration
+    assert shipped is not None
+    assert found["spearman"] == pytest.approx(0.85, abs=0.05)
+    assert found["label_noise_pct"] == pytest.approx(shipped.label_noise_pct)
+    assert found["half_width_pct"] == pytest.approx(shipped.half_width_pct(0.8), rel=0.2)
+    assert load(output).method.spec == load().method.spec

@@ -171,7 +171,7 @@ def test_a_dry_run_counts_and_changes_nothing(collected: Path) -> None:
 
 def test_what_failed_is_tried_again_by_the_same_command(collected: Path, tmp_path: Path) -> None:
     store = shutil.copytree(collected, tmp_path / "store")
-    few = ("--set", "tune.seed=2", "--set", "tune.finalists=1", "--set", "tune.seeds=1", "--set", "meta.episodes=1")
+    few = ("--set", "tune.seed=3", "--set", "tune.finalists=1", "--set", "tune.seeds=1", "--set", "meta.episodes=1")
     command = ("meta-train", "--recipe", "smoke", "--tune", "2", *few, "--set", f"meta.hidden_dim={2**50}")
     first = call(*command, "--store", store)  # the second trial has another hidden_dim
     assert first.code == 0, first.err

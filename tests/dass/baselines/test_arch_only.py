@@ -152,6 +152,7 @@ def test_fractions_are_trained_on_and_percents_come_out() -> None:
 class TestAblations:
     def test_each_changes_one_thing_and_none_repeats_the_base(self) -> None:
         base = MetaConfig()
+        assert ablations(replace(base, unit="teacher", inputs="AR"))["paper"] == base
         found = ablations(base)
         assert {"inputs A", "inputs SA", "inputs ST", "unguided", "first order", "3 inner steps"} <= found.keys()
         assert {"inputs STA", "second order", "1 inner steps", "unit percent"} & found.keys() == set()
