@@ -16,6 +16,10 @@ from cluster.database import RunDatabase
 from cluster.objects import FolderStore
 from dass.records import Record
 from dass.zoo.files import read_predictor
+from jobs.__main__ import configured
+from jobs.config import with_settings
+from jobs.recipe_file import DEFAULT
+from jobs.recipes import get_recipe
 from tests.jobs.command import call
 
 pytestmark = pytest.mark.ray
@@ -96,3 +100,32 @@ def test_by_default_it_asks_the_packages_predictor_and_checks_it_on_the_target(t
     assert all(str(escape(sentence)) in page for sentence in document["advice"])
     roles = Counter(record.run.teacher is None for record in records(tmp_path).values())
     assert roles == {True: 1, False: 3 + 3}
+    (tmp_path / "report.html").unlink()
+    again = call("report", *options, "--store", tmp_path, "--json")  # the verbs alone find what they did together
+    assert json.loads(again.out)["verdict"] == document["verdict"]
+    assert (tmp_path / "report.html").read_text() == page
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("space=paper5", "a predictor ranks only what it was made for: its space is 'paper5_w8', got 'paper5'"),
+        ("predictor=store", "meta-training needs meta-tasks, got recipe quickstart, all whose images are one target"),
+    ],
+)
+def test_what_no_predictor_could_rank_is_refused_before_anything_is_trained(
+    setting: str, message: str, tmp_path: Path
+) -> None:
+    answer = call("quickstart", "--set", setting, "--store", tmp_path / "store")
+    assert answer.code == 2
+    assert message in answer.error
+    assert not (tmp_path / "store").exists()
+
+
+def test_with_images_of_ones_own_it_is_the_recipe_for_them(tmp_path: Path) -> None:
+    config = configured(DEFAULT, ["search.max_params=9"], f"imagefolder:{tmp_path}")
+    assert config == with_settings(
+        get_recipe("pretrained"), ["search.max_params=9", f"data.source=imagefolder:{tmp_path}"]
+    )
+    assert configured(DEFAULT, None).name == "quickstart"
+    assert configured("tiny10", None, "digits").name == "tiny10"

@@ -1,6 +1,7 @@
 """What the package brings along: the predictor, its calibration, and the records that both come from."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -139,6 +140,18 @@ def test_what_is_meta_learned_can_be_trained_again_from_the_records(replayed: di
     mean = found["overall"]["dass"]["spearman"]["mean"]
     assert mean == pytest.approx(replayed["overall"]["dass"]["spearman"]["mean"], abs=0.15)
     assert mean > found["overall"]["macs"]["spearman"]["mean"]
+
+
+def test_the_search_that_the_readme_shows_has_students_in_its_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (line,) = re.findall(
+        r"^dass (search --data imagefolder:photos .*)$", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    monkeypatch.chdir(tmp_path)
+    write_images(Path("photos"), {"cat": 12, "dog": 12})
+    answer = call(*line.split(), "--dry-run")
+    assert answer.code == 0, answer.err
 
 
 def test_a_search_needs_no_collection_and_says_the_same_as_three_lines_of_python(tmp_path: Path) -> None:

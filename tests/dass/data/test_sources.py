@@ -163,7 +163,7 @@ def test_bad_images_are_named_by_path_and_by_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "hint"),
     [
-        ("", "set data.source"),
+        ("", "give one of them with --data"),
         ("digit", "did you mean digits?"),
         ("digits:8", "did you mean digits?"),
         ("imagefolder:", "did you mean imagefolder:PATH?"),
@@ -171,7 +171,7 @@ def test_bad_images_are_named_by_path_and_by_row(tmp_path: Path) -> None:
         ("Parquet:/x", "did you mean parquet:/x?"),
         ("/data/pets.parquet", "did you mean parquet:/data/pets.parquet?"),
         ("/", "did you mean imagefolder:/?"),
-        ("s3://bucket/x", "set data.source"),
+        ("s3://bucket/x", "give one of them with --data"),
     ],
 )
 def test_an_unknown_source_names_the_forms_and_the_nearest(spec: str, hint: str) -> None:
