@@ -91,7 +91,7 @@ def freeze(job: Job, targets: Sequence[Target], *, is_anew: bool) -> None:
             raise DataError(
                 f"methods are compared on the same records alone: the evaluation of target {target.task.name} in this store "
                 f"began with records {known}, got {target.set_id}; give the recipe that it began with, or begin anew on the "
-                "records of today with --anew"
+                "records of today with --anew, which keeps what depends on none that is new"
             )
     if not job.dry_run:
         for target in targets:

@@ -17,7 +17,7 @@ def quickstart() -> Config:
     """A student for the ten digits at 32 px by the package's predictor: `python -m jobs quickstart`.
 
     Most images are kept aside: with few to train on, students differ; all reach 97 % otherwise. Beside the winner some are
-    distilled that were drawn at random, to check the predictor's ranking with.
+    distilled that were drawn at random, to check the predictor's ranking with. Three minutes on 2 cores.
     """
     given = pretrained()
     return replace(
