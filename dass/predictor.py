@@ -188,8 +188,8 @@ class Predictor(nn.Module):
         return Prepared(read[0], self.encode(inputs.arch), read[1], self.relate(inputs.maps, inputs.teacher_map))
 
     def encode(self, arch: torch.Tensor) -> torch.Tensor:
-        """Architectures (n, D) as the spec's encoding has them, as a copy."""
-        return arch.clone() if self._space is None else self._space.summarise(arch)
+        """Architectures (n, D) as the spec's encoding has them."""
+        return arch if self._space is None else self._space.summarise(arch)
 
     def relate(self, maps: torch.Tensor, teacher_map: torch.Tensor) -> torch.Tensor:
         """How near maps (n, C, h, w) are to the teacher's (C, h, w): (n, NUM_RELATIONS), zero for the teacher itself (ours).

@@ -178,6 +178,7 @@ def evaluate(
     is_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """How well every method ranks the distilled students of the targets, all on the same records."""
+    from dass.zoo.files import read_predictor
     from jobs import calibrate, shipped
     from jobs import evaluate as verb
 
@@ -186,7 +187,7 @@ def evaluate(
         shipped.check_options(None if recipe == LEARNING else recipe, targets)
         console = Console(is_json=is_json)
         job, known = shipped.open_shipped(settings, store, console, seeds=seeds, retrain=retrain, dry_run=dry_run)
-        names, calibration = names or known.methods, shipped.calibration()
+        names, calibration = names or known.methods, read_predictor().calibration
     else:
         shipped.check_records(retrain=retrain)
         job = open_job(recipe, settings, store, None, dry_run=dry_run, is_json=is_json)

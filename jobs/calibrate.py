@@ -55,10 +55,10 @@ def run(job: Job) -> dict[str, Any]:
         remove_checkpoints(job.store, key)
     calibration = calibrate(done, label_noise_pct=label_noise_pct(_repeats(job)))
     _keep(job, predictor, done, calibration)
-    return _told(job, calibration, mean_spearman(done))
+    return _told(job, calibration, _mean_spearman(done))
 
 
-def mean_spearman(held_out: Sequence[HeldOut]) -> float | None:
+def _mean_spearman(held_out: Sequence[HeldOut]) -> float | None:
     """How well students of tasks held out were ranked: the mean over those tasks that have a correlation; None without."""
     found = [spearman(each.predicted_pct, each.accuracies_pct) for each in held_out]
     known = [value for value in found if math.isfinite(value)]

@@ -9,8 +9,6 @@ from cluster.schema import build
 from dass import zoo
 from dass.baselines.catalog import Catalog
 from dass.errors import ConfigError
-from dass.meta.calibration import Calibration
-from dass.zoo.files import read_predictor
 from jobs.config import Config, with_settings
 from jobs.console import Console
 from jobs.job import Job
@@ -58,11 +56,6 @@ class Shipped:
 def without_source(config: Config) -> Config:
     """The same where only tasks are known, and no images to cut them from."""
     return replace(config, data=replace(config.data, source=""))
-
-
-def calibration() -> Calibration | None:
-    """That of the package's predictor, which was meta-trained on the shipped records."""
-    return read_predictor().calibration
 
 
 def read_manifest(store: ObjectStore) -> Shipped:

@@ -186,7 +186,7 @@ class _Lesson:
             return cls(
                 rows=to_rows(model.normalise(task.maps)) if "S" in model.spec.inputs else task.maps.new_empty(0),
                 sides=(task.maps.shape[2], task.maps.shape[3]),
-                arch=model.encode(task.arch),
+                arch=model.encode(task.arch.clone()),
                 relations=model.relate(task.maps, task.teacher_map),
                 targets=to_unit(task.targets_pct, unit, task.teacher_accuracy_pct),
                 teacher=model.prepare(Inputs(teacher.maps, teacher.arch, teacher.maps[0])),

@@ -1,6 +1,7 @@
 """What the package brings along: the predictor, its calibration, and the records that both come from."""
 
 import json
+import math
 import re
 import shutil
 from collections import Counter
@@ -83,7 +84,7 @@ def test_it_ranks_students_of_an_untrained_teacher_with_finite_scores() -> None:
     labels = [index % 2 for index in range(40)]
     teacher = build(predictor.space.largest, 2, generator("t", 0)).state_dict()
     ranking = predictor.rank((images, labels), teacher, candidates=60)
-    assert all(each.score == each.score for each in ranking)
+    assert all(math.isfinite(each.score) for each in ranking)
     assert ranking.advice is not None
 
 
@@ -121,19 +122,8 @@ def number(value: float | None, digits: int = 2) -> str:
 
 def test_what_is_meta_learned_can_be_trained_again_from_the_records(replayed: dict[str, Any], tmp_path: Path) -> None:
     """On another CPU the bits are others, so its figures are near those that ship, not equal."""
-    options = (
-        "--records",
-        "shipped",
-        "--retrain",
-        "--methods",
-        "dass,macs",
-        "--seeds",
-        "1",
-        "--store",
-        tmp_path,
-        "--json",
-    )
-    answer = call("evaluate", *options)
+    options = ("--records", "shipped", "--retrain", "--methods", "dass,macs", "--seeds", "1", "--json")
+    answer = call("evaluate", *options, "--store", tmp_path)
     assert answer.code == 0, answer.err
     found = json.loads(answer.out)
     assert found["methods"]["macs"]["spearman"] == replayed["methods"]["macs"]["spearman"]
