@@ -1,13 +1,16 @@
 """Teachers from the store: those that a run trained, and those that a user brought."""
 
+from collections.abc import Iterable
 from dataclasses import asdict
 
 from cluster.database import RunDatabase
 from cluster.documents import get_latest, put_latest
-from cluster.weights import get_weights, put_weights
+from cluster.objects import ObjectStore
+from cluster.plan import teacher_run
+from cluster.weights import get_weights, has_blob, put_weights
 from dass.errors import ObjectNotFoundError, StoreError
 from dass.kd.teacher import Teacher
-from dass.records import Student
+from dass.records import Run, Student
 
 
 def load_teacher(database: RunDatabase, teacher_id: str, task: str) -> Teacher:
@@ -26,7 +29,16 @@ def load_teacher(database: RunDatabase, teacher_id: str, task: str) -> Teacher:
             f"a teacher must have finished with weights, got run {teacher_id} that is {record.result.status.value} and has "
             f"{'no' if record.weights is None else 'kept'} weights; lower teacher.lr if it diverged"
         )
+    _check_kept(database.store, teacher_id, record.weights)
     return Teacher(teacher_id, record.run.student, get_weights(database.store, record.weights), accuracy)
+
+
+def check_teachers(database: RunDatabase, runs: Iterable[Run]) -> None:
+    """Raise StoreError unless the weights of each teacher that these runs need are there, if it has finished."""
+    for teacher_id in sorted({teacher for run in runs if (teacher := teacher_run(run)) is not None}):
+        record = database.get(teacher_id)
+        if record is not None and record.weights is not None:
+            _check_kept(database.store, teacher_id, record.weights)
 
 
 def put_own_teacher(database: RunDatabase, teacher: Teacher, task: str) -> None:
@@ -36,6 +48,14 @@ def put_own_teacher(database: RunDatabase, teacher: Teacher, task: str) -> None:
         raise StoreError(f"an own teacher's id must be the SHA-256 of its weights {sha}, got {teacher.id}")
     value = {"student": asdict(teacher.student), "accuracy_pct": teacher.accuracy_pct}
     put_latest(database.store, _name(teacher.id, task), value)
+
+
+def _check_kept(store: ObjectStore, teacher_id: str, sha: str) -> None:
+    if not has_blob(store, sha):
+        raise StoreError(
+            f"a teacher that has finished must have its weights in the store, got run {teacher_id} without blobs/{sha}; copy "
+            "that object from where it is, or use another --store, in which teachers are trained anew"
+        )
 
 
 def _name(teacher_id: str, task: str) -> str:

@@ -35,6 +35,11 @@ def get_blob(store: ObjectStore, sha: str) -> bytes:
     return data
 
 
+def has_blob(store: ObjectStore, sha: str) -> bool:
+    """Whether there is a blob of this SHA-256; whether it is sound, only `get_blob` tells."""
+    return store.exists(_key(sha))
+
+
 def put_weights(store: ObjectStore, state: Mapping[str, torch.Tensor]) -> str:
     """Write a state dict as a blob; errors as in `put_blob`."""
     return put_blob(store, pack_tensors(state))
@@ -52,5 +57,5 @@ def _key(sha: str) -> str:
 def _damaged(sha: str, received: str) -> StoreError:
     return StoreError(
         f"{_key(sha)} must hold the bytes it is named after, got {received}; "
-        "delete the object and run the job that trained these weights again"
+        "put a copy that is whole in its place, or use another --store, in which they are made anew"
     )

@@ -1,6 +1,6 @@
 """Train what a plan still lacks, on lanes, with progress; what `teachers`, `collect`, `search` and `distil` share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -8,14 +8,10 @@ from cluster.documents import put_document, put_latest
 from cluster.plan import Plan, pending
 from cluster.queue import QueueStats
 from cluster.runtime import preflight, session
+from cluster.teachers import check_teachers
 from dass.errors import BudgetSpentError, ClusterError
+from dass.records import Run
 from jobs.job import Job
-
-
-def counts(job: Job, plan: Plan) -> dict[str, int]:
-    """How many runs of the plan are done and how many are left."""
-    num_pending = len(pending(plan, job.database.finished_ids()))
-    return {"planned": len(plan.runs), "ended": len(plan.runs) - num_pending, "pending": num_pending}
 
 
 def train_runs(
@@ -38,10 +34,13 @@ def train_runs(
         exceeded: asked again and again; once it names a limit, the lanes end from their last checkpoints.
 
     Raises:
+        StoreError: the weights of a teacher that finished are not in the store.
         BudgetSpentError: a limit was exceeded and runs are still pending.
         ClusterError: runs are still pending when the lanes have ended; the message names the reasons.
     """
-    before = counts(job, plan)
+    left = pending(plan, job.database.finished_ids())
+    check_teachers(job.database, left)
+    before = _counts(plan, left)
     if job.dry_run:
         return before
     if before["pending"]:
@@ -70,7 +69,7 @@ def train_runs(
             reasons = dict(stats.failed)
             if (limit := exceeded()) is not None:
                 break
-    after = counts(job, plan)
+    after = _counts(plan, pending(plan, job.database.finished_ids()))
     _check_budget(limit, after)
     if after["pending"]:
         told = "; ".join(sorted(set(reasons.values()))[:3]) or "the lanes ended early"
@@ -79,6 +78,10 @@ def train_runs(
             "in the store, then submit the same job again: what is finished is kept"
         )
     return after
+
+
+def _counts(plan: Plan, left: Sequence[Run]) -> dict[str, int]:
+    return {"planned": len(plan.runs), "ended": len(plan.runs) - len(left), "pending": len(left)}
 
 
 def _detail(stats: QueueStats) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cluster.database import RunDatabase
 from cluster.documents import get_latest, put_latest
 from cluster.objects import FolderStore
 from cluster.plan import Plan
@@ -369,6 +370,21 @@ def test_a_damaged_predictor_is_refused(done: Path, tmp_path: Path) -> None:
     (store / "blobs" / sha).write_bytes(b"other")
     message = refusal(store, "search", *SMOKE, code=1)
     assert message.startswith(f"blobs/{sha} must hold the bytes it is named after")
+
+
+def test_teachers_whose_weights_are_gone_are_told_before_anything_is_trained(done: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(done, tmp_path / "store")
+    sha_of = {each.run.id: each.weights for each in RunDatabase(FolderStore(store)).scan() if each.run.teacher is None}
+    for sha in sha_of.values():
+        (store / "blobs" / str(sha)).unlink()
+    more = ("--set", f"collect.students_per_task={get_recipe('smoke').collect.students_per_task + 1}")
+    for dry_run in ((), ("--dry-run",)):
+        message = refusal(store, "collect", *SMOKE, *more, *dry_run, code=1)
+        assert message in [
+            f"a teacher that has finished must have its weights in the store, got run {run_id} without blobs/{sha}; copy "
+            "that object from where it is, or use another --store, in which teachers are trained anew"
+            for run_id, sha in sha_of.items()
+        ]
 
 
 def test_without_classes_kept_aside_a_target_must_be_given(done: Path) -> None:
