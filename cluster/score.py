@@ -39,7 +39,7 @@ from dass.spaces import get_space
 
 POLL_S = 0.2
 END_S = 60.0  # for Tune to end once everything is scored; mostly it takes less than one
-VERSION = 1  # of proposals and scores: another one forgets the ledgers of all earlier searches
+VERSION = 2  # of proposals and scores: another one forgets the ledgers of all earlier searches
 
 
 @dataclass(frozen=True)

@@ -169,8 +169,11 @@ class Embedder:
         moved = copy.copy(self)
         moved._filters = {place: each.to(device) for place, each in self._filters.items()}
         moved._stem = self._stem.to(device)
-        moved._idle = []
         return moved
+
+    def __getstate__(self) -> dict[str, object]:
+        """Of a copy, here or in another process: it has memory of its own."""
+        return {**vars(self), "_idle": []}
 
     def maps(self, students: Sequence[Student], chunk: int = CHUNK) -> torch.Tensor:
         """float32 (n, C, H, W) in the order of `students`; C is the width of the teacher's last block."""
@@ -198,7 +201,10 @@ class Embedder:
         entering = [student.widths[0][0] for student in students]
         sites: list[Site] = [(width, 0) for width in entering]
         maps = {width: self._stem[..., :width] for width in entering}
-        scratch = self._idle.pop() if self._idle else _Scratch(self._stem)
+        try:
+            scratch = self._idle.pop()
+        except IndexError:  # asked first, another thread might take the last one meanwhile
+            scratch = _Scratch(self._stem)
         for stage in range(len(STRIDES)):
             maps, sites = self._stage(stage, [student.widths[stage] for student in students], maps, sites, scratch)
         ((_, last),) = maps.items()

@@ -1,6 +1,8 @@
 """Batched maps against the plain path: build the student, remap the teacher's weights, run it alone."""
 
+import pickle
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -76,6 +78,21 @@ def test_maps_do_not_depend_on_order_company_or_chunks() -> None:
     torch.testing.assert_close(again, maps[shuffled], rtol=1e-5, atol=1e-5 * float(maps.abs().max()))
     alone = embedder.maps([students[0]])
     torch.testing.assert_close(alone[0], maps[0], rtol=1e-5, atol=1e-5 * float(maps.abs().max()))
+
+
+def test_memory_that_is_used_again_leaves_no_trace() -> None:
+    space = get_space("paper5_w8")
+    state, students = trained_like(space.largest, 3), space.sample(60, generator("test memory"))
+    embedder = Embedder(state, space.largest, draw_noise(RESOLUTION))
+    unused = len(pickle.dumps(embedder))
+    first = embedder.maps(students[:40])
+    kept = first.clone()
+    with ThreadPoolExecutor(4) as pool:
+        rest = list(pool.map(lambda _: embedder.maps(students[40:], chunk=9), range(8)))
+    assert torch.equal(first, kept)
+    fresh = Embedder(state, space.largest, draw_noise(RESOLUTION)).maps(students[40:], chunk=9)
+    assert all(torch.equal(maps, fresh) for maps in rest)
+    assert len(pickle.dumps(embedder)) == unused  # a worker elsewhere is sent filters, not used memory
 
 
 def test_equal_students_get_equal_maps() -> None:
