@@ -8,7 +8,7 @@ teacher, in eval mode. Every student is a slice of the teacher, so nothing is bu
   batched convolution;
 - batch norm is folded into the filters once per teacher (in eval mode it is an affine map of the output channels);
 - maps and filters are channels-last, in which a CPU's convolutions are fastest and a slice of channels is a view;
-- wide convolutions on a CPU take Winograd's minimal filtering, exact to the last digits of float32;
+- wide convolutions on a CPU take Winograd's minimal filtering, exact to some 1e-6 of the largest output;
 - maps that pass from level to level lie in memory that is used again, since fresh pages are slow.
 
 The maps equal those of each student built, remapped and run alone, to float tolerance.
@@ -158,6 +158,7 @@ class Embedder:
         with torch.inference_mode():
             self._stem = _Filter.fold(state, "stem.conv", "stem.bn")(noise.permute(0, 2, 3, 1).contiguous()).relu_()
         self._idle: list[_Scratch] = []  # as many as chunks were computed at the same time
+        self._pairs: dict[tuple[int, int, int, int], tuple[_Filter, _Filter]] = {}  # by stage, block, widths in and out
 
     @property
     def device(self) -> torch.device:
@@ -172,8 +173,8 @@ class Embedder:
         return moved
 
     def __getstate__(self) -> dict[str, object]:
-        """Of a copy, here or in another process: it has memory of its own."""
-        return {**vars(self), "_idle": []}
+        """Without memory to use again and sliced filters: a copy, by `to` or in another process, makes its own."""
+        return {**vars(self), "_idle": [], "_pairs": {}}
 
     def maps(self, students: Sequence[Student], chunk: int = CHUNK) -> torch.Tensor:
         """float32 (n, C, H, W) in the order of `students`; C is the width of the teacher's last block."""
@@ -257,19 +258,27 @@ class Embedder:
 
     def _block(self, stage: int, block: int, maps: torch.Tensor, stride: int, room: torch.Tensor) -> None:
         """The teacher's block, sliced to maps.shape[-1] -> room.shape[-1] channels, into `room`."""
-        first, second = self._filters[stage, block, 1], self._filters[stage, block, 2]
-        num_out, num_in = first.weight.shape[:2]
-        out = channel_slice(num_out, room.shape[-1], self._mode)
-        into = channel_slice(num_in, maps.shape[-1], self._mode)
-        inner = second.slice(out, out)(first.slice(out, into)(maps, stride).relu_())
+        first, second = self._pair(stage, block, maps.shape[-1], room.shape[-1])
+        inner = second(first(maps, stride).relu_())
         # the shortcut, without parameters: channels are cut off or missing, the places halved by their maximum
         kept = maps[..., : room.shape[-1]]
         if stride == 2:
             kept = F.max_pool2d(kept.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
         num_kept = kept.shape[-1]
         torch.add(inner[..., :num_kept], kept, out=room[..., :num_kept])
-        room[..., num_kept:] = inner[..., num_kept:]
+        if num_kept < room.shape[-1]:
+            room[..., num_kept:] = inner[..., num_kept:]
         room.relu_()
+
+    def _pair(self, stage: int, block: int, width_in: int, width_out: int) -> tuple[_Filter, _Filter]:
+        """The filters of the teacher's block, sliced to these widths."""
+        key = (stage, block, width_in, width_out)
+        if key not in self._pairs:
+            first, second = self._filters[stage, block, 1], self._filters[stage, block, 2]
+            num_out, num_in = first.weight.shape[:2]
+            out, into = channel_slice(num_out, width_out, self._mode), channel_slice(num_in, width_in, self._mode)
+            self._pairs[key] = first.slice(out, into), second.slice(out, out)
+        return self._pairs[key]
 
     def _shelf(self, stage: int, widths: Iterable[int], scratch: _Scratch, name: str) -> _Shelf:
         nums, side = Counter(widths), self._side(stage)

@@ -34,7 +34,7 @@ def train_runs(
         exceeded: asked again and again; once it names a limit, the lanes end from their last checkpoints.
 
     Raises:
-        StoreError: the weights of a teacher that finished are not in the store.
+        StoreError: the weights of a teacher are not in the store.
         BudgetSpentError: a limit was exceeded and runs are still pending.
         ClusterError: runs are still pending when the lanes have ended; the message names the reasons.
     """

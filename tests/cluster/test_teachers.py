@@ -8,7 +8,7 @@ import torch
 
 from cluster.database import RunDatabase
 from cluster.objects import FolderStore
-from cluster.teachers import load_teacher, put_own_teacher
+from cluster.teachers import check_teachers, load_teacher, put_own_teacher
 from cluster.weights import put_weights
 from dass.errors import ObjectNotFoundError, StoreError
 from dass.kd.teacher import Teacher
@@ -54,6 +54,25 @@ def test_an_own_teacher_is_known_by_the_hash_of_its_weights(
     assert load_teacher(database, own.id, "other").accuracy_pct == 40.0
     with pytest.raises(StoreError, match="SHA-256"):
         put_own_teacher(database, replace(own, id="0" * 64), "task")
+
+
+def test_weights_that_are_gone_are_told_with_the_remedy(
+    database: RunDatabase, state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    own = Teacher(sha256(pack_tensors(state)), SPACE.largest, state, 61.5)
+    put_own_teacher(database, own, "task")
+    trained = replace(make_run(0), teacher=None, student=SPACE.largest)
+    database.add(replace(make_record(trained), weights=own.id))
+    runs = [replace(make_run(seed), teacher=teacher) for seed in (1, 2) for teacher in (own.id, trained.id, "f" * 32)]
+    check_teachers(database, [trained, *runs])  # the last one is still to be trained
+    (tmp_path / "store" / "blobs" / own.id).unlink()
+    check_teachers(database, [trained])
+    for teacher in (own.id, trained.id):
+        told = f"got {teacher} without blobs/{own.id}; copy that object"
+        with pytest.raises(StoreError, match=told):
+            check_teachers(database, [run for run in runs if run.teacher == teacher])
+        with pytest.raises(StoreError, match=told):
+            load_teacher(database, teacher, "task")
 
 
 def test_a_teacher_that_is_nowhere_is_told_with_the_remedy(database: RunDatabase) -> None:

@@ -14,6 +14,7 @@ from dass.records import Init, Student
 from dass.remap import remap
 from dass.seeding import generator
 from dass.spaces import PRESETS, get_space
+from dass.threads import one_thread
 
 RESOLUTION = 16
 
@@ -28,11 +29,13 @@ def trained_like(student: Student, seed: int) -> Mapping[str, torch.Tensor]:
     return state
 
 
-def plain_map(state: Mapping[str, torch.Tensor], teacher: Student, student: Student, mode: Init) -> torch.Tensor:
+def plain_map(
+    state: Mapping[str, torch.Tensor], teacher: Student, student: Student, mode: Init, resolution: int = RESOLUTION
+) -> torch.Tensor:
     network = build(student, 5)
     network.load_state_dict(remap(state, teacher, student, mode))
     with torch.inference_mode():
-        return network.eval().features(draw_noise(RESOLUTION))[0]
+        return network.eval().features(draw_noise(resolution))[0]
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -43,6 +46,18 @@ def test_maps_equal_those_of_each_student_run_alone(preset: str) -> None:
     maps = Embedder(state, space.largest, draw_noise(RESOLUTION)).maps(students, chunk=10)
     for student, found in zip(students, maps, strict=True):
         expected = plain_map(state, space.largest, student, "copy_paste_first")
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("resolution", [8, 24, 64])
+def test_maps_equal_those_of_each_student_run_alone_at_any_resolution(resolution: int) -> None:
+    """Sides of stages that are tiles of Winograd's filtering many times, once, and no whole number of times."""
+    space = get_space("paper5")
+    state = trained_like(space.largest, 6)
+    students = [space.largest, space.smallest, *space.sample(6, generator("test resolution"))]
+    maps = Embedder(state, space.largest, draw_noise(resolution)).maps(students)
+    for student, found in zip(students, maps, strict=True):
+        expected = plain_map(state, space.largest, student, "copy_paste_first", resolution)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
@@ -81,13 +96,13 @@ def test_maps_do_not_depend_on_order_company_or_chunks() -> None:
 
 
 def test_memory_that_is_used_again_leaves_no_trace() -> None:
-    space = get_space("paper5_w8")
+    space = get_space("paper5")
     state, students = trained_like(space.largest, 3), space.sample(60, generator("test memory"))
     embedder = Embedder(state, space.largest, draw_noise(RESOLUTION))
     unused = len(pickle.dumps(embedder))
     first = embedder.maps(students[:40])
     kept = first.clone()
-    with ThreadPoolExecutor(4) as pool:
+    with one_thread(), ThreadPoolExecutor(4, "worker", torch.set_num_threads, (1,)) as pool:
         rest = list(pool.map(lambda _: embedder.maps(students[40:], chunk=9), range(8)))
     assert torch.equal(first, kept)
     fresh = Embedder(state, space.largest, draw_noise(RESOLUTION)).maps(students[40:], chunk=9)

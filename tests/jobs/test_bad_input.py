@@ -381,8 +381,8 @@ def test_teachers_whose_weights_are_gone_are_told_before_anything_is_trained(don
     for dry_run in ((), ("--dry-run",)):
         message = refusal(store, "collect", *SMOKE, *more, *dry_run, code=1)
         assert message in [
-            f"a teacher that has finished must have its weights in the store, got run {run_id} without blobs/{sha}; copy "
-            "that object from where it is, or use another --store, in which teachers are trained anew"
+            f"a teacher's weights must be in the store, got {run_id} without blobs/{sha}; copy that object from where it "
+            "is, give --teacher again if it is your own, or use another --store, in which teachers are trained anew"
             for run_id, sha in sha_of.items()
         ]
 
