@@ -15,10 +15,11 @@ of candidates, and sets a candidate that comes from mutations of others beside o
 
 Levers, for 1,000 candidates on 2 cores, in seconds after the first call. Kept: channels-last maps and filters (before them
 convolutions ran at 40 to 134 GFLOP/s a core, with them at 95 to 168); Winograd's filtering of wide convolutions by tiles of
-4x4 (4.3 to 3.6), now of 6x6 in points that keep the error small, together with memory that is used again from level to level
-(another 12 %, and no page faults); chunks on one-thread workers (groups of one chunk on them: 4.2, as levels wait for their
-largest group; two processes in place of two threads: a tenth less, which is what Python's lock costs). Chunks of 128: as fast
-as 256 with 300 MB less, 64 and 32 take 8 and 12 % longer for less sharing. Not kept: Winograd for narrower convolutions, huge
+4x4 (4.3 to 3.6), now of 6x6, in points that keep the error at some 1e-6 of the largest map (in the usual ones it was 1e-5, and
+not kept), together with memory that is used again from level to level (another 12 %, and no page faults); filters sliced once
+(3 %); chunks on one-thread workers (groups of one chunk on them: 4.2, as levels wait for their largest group; two processes
+in place of two threads: a tenth less, which is what Python's lock costs). Chunks of 128: as fast as 256 with 300 MB less, 64
+and 32 take 8 and 12 % longer for less sharing. Not kept: Winograd for narrower convolutions, huge
 pages (no difference), sharing first convolutions between children of other widths (2.5 % fewer FLOPs). What is left is half
 direct convolutions of 64 channels and fewer, at 130 to 165 GFLOP/s a core. A process's first call, and one after convolutions of
 other shapes, takes 0.3 to 1 s more: oneDNN generates a kernel for each of 700 shapes, and memory comes in fresh pages.
