@@ -225,9 +225,7 @@ class Embedder:
         for level in range(max(map(len, rows))):
             blocks = [teacher_block(self._teacher.depths[stage], len(rows[i]), level, self._mode) for i in active]
             children = [(*sites[i], block, rows[i][level]) for i, block in zip(active, blocks, strict=True)]
-            shelf = self._shelf(stage, (width for *_, width in set(children)), scratch, f"level {level % 2}")
-            where = self._level(stage, level, children, maps, shelf)
-            maps = shelf.maps
+            maps, where = self._level(stage, level, children, maps, scratch)
             for i, child in zip(active, children, strict=True):
                 sites[i] = where[child]
             done = [i for i in active if len(rows[i]) == level + 1]
@@ -242,19 +240,23 @@ class Embedder:
             active = [i for i in active if len(rows[i]) > level + 1]
         return left.maps, final
 
-    def _level(self, stage: int, level: int, children: list[Child], maps: Maps, shelf: _Shelf) -> dict[Child, Site]:
-        """One block for all distinct children, grouped by filters, onto the shelf; where each lies."""
+    def _level(
+        self, stage: int, level: int, children: list[Child], maps: Maps, scratch: _Scratch
+    ) -> tuple[Maps, dict[Child, Site]]:
+        """One block for all distinct children, grouped by filters; their maps, and where each lies."""
+        distinct = sorted(set(children))
         groups: dict[tuple[int, int, int], list[int]] = defaultdict(list)
-        for parent_width, row, block, width in sorted(set(children)):
+        for parent_width, row, block, width in distinct:
             groups[parent_width, block, width].append(row)
         stride = STRIDES[stage] if level == 0 else 1
+        shelf = self._shelf(stage, (width for *_, width in distinct), scratch, f"level {level % 2}")
         where: dict[Child, Site] = {}
         for (parent_width, block, width), rows in groups.items():
             room, first = shelf.take(width, len(rows))
             self._block(stage, block, _rows(maps[parent_width], rows), stride, room)
             for offset, row in enumerate(rows):
                 where[parent_width, row, block, width] = (width, first + offset)
-        return where
+        return shelf.maps, where
 
     def _block(self, stage: int, block: int, maps: torch.Tensor, stride: int, room: torch.Tensor) -> None:
         """The teacher's block, sliced to maps.shape[-1] -> room.shape[-1] channels, into `room`."""

@@ -19,10 +19,10 @@ convolutions ran at 40 to 134 GFLOP/s a core, with them at 95 to 168); Winograd'
 not kept), together with memory that is used again from level to level (another 12 %, and no page faults); filters sliced once
 (3 %); chunks on one-thread workers (groups of one chunk on them: 4.2, as levels wait for their largest group; two processes
 in place of two threads: a tenth less, which is what Python's lock costs). Chunks of 128: as fast as 256 with 300 MB less, 64
-and 32 take 8 and 12 % longer for less sharing. Not kept: Winograd for narrower convolutions, huge
-pages (no difference), sharing first convolutions between children of other widths (2.5 % fewer FLOPs). What is left is half
-direct convolutions of 64 channels and fewer, at 130 to 165 GFLOP/s a core. A process's first call, and one after convolutions of
-other shapes, takes 0.3 to 1 s more: oneDNN generates a kernel for each of 700 shapes, and memory comes in fresh pages.
+and 32 take 8 and 12 % longer for less sharing. Not kept: Winograd for narrower convolutions, huge pages (no difference),
+sharing first convolutions between children of other widths (2.5 % fewer FLOPs). What is left is half direct convolutions of
+64 channels and fewer, at 130 to 165 GFLOP/s a core. A process's first call, and one after convolutions of other shapes, takes
+0.3 to 1 s more: oneDNN generates a kernel for each of 700 shapes, and memory comes in fresh pages.
 """
 
 from collections.abc import Callable, Sequence
