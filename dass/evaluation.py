@@ -23,7 +23,7 @@ MIN_BAND = 4  # students of a band whose order says something
 FEW_BANDS, MANY_BANDS, MANY_STUDENTS = 3, 5, 50
 MIN_STUDENTS = 6  # regret@5 of five students is always 0
 METRICS = ("spearman", "spearman_in_bands", "kendall", "regret_1", "regret_5", "seconds_per_candidate", "adapt_s")
-_DRAWS, _RESAMPLES = 30, 500
+_DRAWS, _RESAMPLES = 50, 500
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What the noise of the labels allows on one target, from `students` students with several runs each.
+    """What the noise of the labels allows on one target, by `students` students with several runs each, `runs` in all.
 
     between_runs: the expected Spearman between two independent single runs of every student. of_perfect: that between
     one run of every student and what runs of it give on average, the most that a method can expect; see `ceiling`.
@@ -226,22 +226,22 @@ def ranked(summaries: Sequence[Summary]) -> list[Summary]:
 
 
 def ceiling(runs_pct: Sequence[Sequence[float]], seed: int = 0) -> Ceiling | None:
-    """The label-noise ceiling of a target, from the accuracies of every student's runs under several seeds.
+    """The label-noise ceiling of a target, from the accuracies of every student's runs, one or several of each.
 
     Let a student's label be y = m + e: m what its runs give on average, e the noise of one run, independent between runs.
 
-    between_runs = E Spearman(y, y') over two different runs of each student: an average over draws, no model needed.
-    of_perfect = E Spearman(m, y). It cannot be measured, as a mean of few runs is noisy itself (against a run of its own
-    it comes out too high, against another one too low), so it is derived for normal m and e of equal variances. There
-    Pearson(y, y') = var m / (var m + var e) =: r and Pearson(m, y) = sqrt(r), and a Spearman s belongs to the Pearson
-    2 sin(pi s / 6). Hence of_perfect = 6/pi asin(sqrt(2 sin(pi between_runs / 6)) / 2), or 0 where the runs disagree.
+    between_runs = E Spearman(y, y') over two different runs of each student that has several: an average over draws, no
+    model needed.
+    of_perfect = E Spearman(m, y) over all students. It cannot be measured, as a mean of few runs is noisy itself, so it
+    is simulated: e is normal with the variance from run to run that those with several runs tell (`label_noise_pct`), and
+    m is the students' means, shrunk to the variance that this noise leaves them. It is 0 where none is left.
 
-    The intervals hold 95 % of draws of the students anew (bootstrap). Students with one run are left out; those with
-    more must be no selection, or the ceiling is not that of all students.
+    The intervals hold 95 % of draws of the students anew (bootstrap). Those with several runs must be no selection.
 
     Returns None with fewer than 4 students that have several runs, or where their accuracies do not vary.
     """
-    several = [np.asarray(runs, dtype=np.float64) for runs in runs_pct if len(runs) > 1]
+    every = [np.asarray(runs, dtype=np.float64) for runs in runs_pct]
+    several = [runs for runs in every if runs.size > 1]
     if len(several) < MIN_BAND:
         return None
     rng = np.random.default_rng(seed)
@@ -250,13 +250,14 @@ def ceiling(runs_pct: Sequence[Sequence[float]], seed: int = 0) -> Ceiling | Non
     if math.isnan(between):
         return None
     drawn = rng.integers(len(several), size=(_RESAMPLES, len(several)))
-    found = np.array([_mean_spearman(left[:, chosen], right[:, chosen]) for chosen in drawn])
-    low, high = np.nanquantile(found, (0.025, 0.975)).tolist()
+    resampled = [_mean_spearman(left[:, chosen], right[:, chosen]) for chosen in drawn]
+    drawn = rng.integers(len(every), size=(_RESAMPLES, len(every)))
+    simulated = [_perfect([every[index] for index in chosen], rng) for chosen in drawn]
     return Ceiling(
         students=len(several),
         runs=sum(runs.size for runs in several),
-        between_runs=Interval(between, low, high),
-        of_perfect=Interval(*map(_perfect, (between, low, high))),
+        between_runs=Interval(between, *_ends(resampled)),
+        of_perfect=Interval(_perfect(every, rng), *_ends(simulated)),
     )
 
 
@@ -266,10 +267,7 @@ def label_noise_pct(runs_pct: Sequence[Sequence[float]]) -> float | None:
     None with fewer than 4 such students.
     """
     several = [np.asarray(runs, dtype=np.float64) for runs in runs_pct if len(runs) > 1]
-    if len(several) < MIN_BAND:
-        return None
-    squares = sum(float(((runs - runs.mean()) ** 2).sum()) for runs in several)
-    return math.sqrt(squares / sum(runs.size - 1 for runs in several))
+    return math.sqrt(_noise_variance(several)) if len(several) >= MIN_BAND else None
 
 
 def _draw_pairs(several: Sequence[Values], rng: np.random.Generator) -> tuple[Values, Values]:
@@ -290,6 +288,28 @@ def _mean_spearman(left: Values, right: Values) -> float:
     return float(known.mean()) if known.size else math.nan
 
 
-def _perfect(between_runs: float) -> float:
-    reliability = max(0.0, 2 * math.sin(math.pi * between_runs / 6))
-    return 6 / math.pi * math.asin(math.sqrt(reliability) / 2)
+def _perfect(every: Sequence[Values], rng: np.random.Generator) -> float:
+    """E Spearman(m, y), see `ceiling`; NaN where no student has several runs."""
+    noise = _noise_variance(every)
+    if math.isnan(noise):
+        return noise
+    means = np.array([runs.mean() for runs in every])
+    spread = float(means.var(ddof=1))
+    left = spread - noise * fmean(1 / runs.size for runs in every)
+    if left <= 0:
+        return 0.0
+    shrunk = means.mean() + math.sqrt(left / spread) * (means - means.mean())
+    labels = shrunk + math.sqrt(noise) * rng.normal(size=(_DRAWS, means.size))
+    return _mean_spearman(np.broadcast_to(shrunk, labels.shape), labels)
+
+
+def _noise_variance(every: Sequence[Values]) -> float:
+    """Of a student's accuracy from run to run, pooled; NaN where no student has several runs."""
+    degrees = sum(runs.size - 1 for runs in every)
+    return sum(float(((runs - runs.mean()) ** 2).sum()) for runs in every) / degrees if degrees else math.nan
+
+
+def _ends(drawn: Sequence[float]) -> tuple[float, float]:
+    """Of the interval that holds 95 % of them; those that are NaN are left out."""
+    low, high = np.nanquantile(drawn, (0.025, 0.975)).tolist()
+    return low, high

@@ -18,7 +18,7 @@ class Target:
     """A target task and its students, distilled from one teacher under the recipe's student.* and collect.seed.
 
     ranked: what every method ranks. shown: students that methods may adapt to, for meta.support_students. runs_pct: the
-    accuracies of all runs of each student that was run with other seeds too. run_ids: of all runs, those that diverged
+    accuracies of all runs of each of these students, of those with other seeds too. run_ids: of all runs, those that diverged
     and those with other seeds among them. own_id: the hash of the ids of the target's records that results depend on.
     set_id: the same with those of the meta-training, on which the results of what is meta-learned depend.
     """
@@ -145,7 +145,7 @@ def _target(job: Job, task: Task, records: Sequence[Record], meta_ids: Sequence[
         ranked=tuple(finished[index] for index in ranked.tolist()),
         shown=tuple(finished[index] for index in shown.tolist()),
         diverged=len(first) - len(finished),
-        runs_pct=tuple(tuple(sorted(of_student)) for of_student in students.values() if len(of_student) > 1),
+        runs_pct=tuple(tuple(sorted(of_student)) for of_student in students.values()),
         run_ids=tuple(sorted(record.run.id for record in runs)),
         own_id=content_id(own),
         set_id=content_id({**own, "meta": meta_ids}),

@@ -194,7 +194,7 @@ class TestFolderStore(StoreContract):
         assert f"cannot read {tmp_path}" in message
         assert "; " in message.partition("cannot read")[2]
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(st.dictionaries(KEYS, st.binary(max_size=4), max_size=8))
     def test_a_folder_behaves_like_a_dictionary(
         self, tmp_path_factory: pytest.TempPathFactory, objects: dict[str, bytes]

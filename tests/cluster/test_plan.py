@@ -28,7 +28,7 @@ TEACHER = make_run(100, teacher=None)
 STUDENTS = [make_run(number, teacher=TEACHER.id) for number in range(3)]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(runs, max_size=6, unique_by=lambda run: run.id))
 def test_a_plan_survives_its_document(planned: list[Run]) -> None:
     plan = Plan("any", tuple(planned))
@@ -138,7 +138,7 @@ def test_a_cohort_holds_at_least_one_run() -> None:
         cut_cohorts([make_run(0)], {}, 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(st.integers(0, 40), st.sampled_from("ab"), st.integers(0, 1), st.integers(0, 2), st.integers(0, 5)),

@@ -26,7 +26,7 @@ from tests.cluster.builders import make_record, make_run, records
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(records)
 def test_json_gives_the_record_back(record: Record) -> None:
     data = record_to_json(record)

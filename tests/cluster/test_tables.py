@@ -26,7 +26,7 @@ from tests.cluster.test_schema import by_hand
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(records, records)
 def test_parquet_gives_the_records_back(first: Record, second: Record) -> None:
     table = parquet_to_table(table_to_parquet(records_to_table([first, second])), "key")

@@ -117,7 +117,7 @@ def test_an_annotation_that_json_cannot_hold_is_our_own_mistake() -> None:
         read_value(bytes, "text")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(records)
 def test_what_was_written_is_read_back(record: Record) -> None:
     assert read_value(Record, json.loads(json.dumps(plain(record)))) == record

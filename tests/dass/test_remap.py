@@ -93,7 +93,6 @@ class TestIndices:
         assert kept.dtype == torch.int64
         assert (int(kept[1] - kept[0]), int(kept[-1]), len(kept)) == (stride, last, num_student)
 
-    @settings(deadline=None)
     @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from(MODES))
     def test_kept_channels_are_ascending_and_inside_the_teacher(self, one: int, other: int, mode: Init) -> None:
         num_student, num_teacher = sorted((one, other))
@@ -126,7 +125,7 @@ class TestIndices:
 
 
 class TestRemap:
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(st.integers(0, 2**31), st.sampled_from(MODES))
     def test_random_students_equal_a_second_implementation(self, seed: int, mode: Init) -> None:
         (student,) = SPACE.sample(1, rng(seed))

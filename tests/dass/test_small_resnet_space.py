@@ -147,7 +147,6 @@ class TestEncoding:
         assert vector.nonzero().flatten().tolist() == list(range(0, 181, 9))
         assert vector.sum() == 21
 
-    @settings(deadline=None)
     @given(names, seeds)
     def test_decode_inverts_encode_and_the_sum_counts_the_blocks(self, name: str, seed: int) -> None:
         space, student = draw(name, seed)
@@ -209,7 +208,6 @@ class TestEncoding:
         with pytest.raises(SpaceError, match="161 entries"):
             PRESETS["paper5"].decode(torch.zeros(shape))
 
-    @settings(deadline=None)
     @given(st.sets(st.integers(0, 24), max_size=9))
     def test_decode_takes_exactly_what_encode_gives(self, ones: set[int]) -> None:
         space = PRESETS["smoke"]
@@ -224,7 +222,7 @@ class TestEncoding:
 
 
 class TestSample:
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(names, seeds, st.sampled_from(["uniform", "macs_stratified"]))
     def test_students_are_distinct_members_that_the_seed_decides(self, name: str, seed: int, sampler: Sampler) -> None:
         space = PRESETS[name]
@@ -309,7 +307,6 @@ class TestSample:
 
 
 class TestMoves:
-    @settings(deadline=None)
     @given(names, seeds)
     def test_neighbours_are_distinct_members_other_than_the_student(self, name: str, seed: int) -> None:
         space, student = draw(name, seed)
@@ -318,7 +315,7 @@ class TestMoves:
             space.check(other)
         assert len({*near, student}) == len(near) + 1
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(names, seeds)
     def test_every_move_can_be_undone(self, name: str, seed: int) -> None:
         space, student = draw(name, seed)
@@ -343,7 +340,6 @@ class TestMoves:
             reached.update(frontier)
         assert reached == set(all_of(space))
 
-    @settings(deadline=None)
     @given(names, seeds, st.floats(0, 1))
     def test_mutants_are_members_that_the_seed_decides(self, name: str, seed: int, rate: float) -> None:
         space, student = draw(name, seed)
@@ -351,7 +347,6 @@ class TestMoves:
         space.check(mutant)
         assert mutant == space.mutate(student, rng(seed), rate)
 
-    @settings(deadline=None)
     @given(names, seeds)
     def test_rate_zero_changes_nothing(self, name: str, seed: int) -> None:
         space, student = draw(name, seed)
@@ -376,7 +371,6 @@ class TestMoves:
         with pytest.raises(ConfigError, match="rate must be in"):
             PRESETS["smoke"].mutate(PRESETS["smoke"].largest, rng(), rate)
 
-    @settings(deadline=None)
     @given(names, seeds)
     def test_a_cross_takes_each_stage_from_one_parent(self, name: str, seed: int) -> None:
         space = PRESETS[name]

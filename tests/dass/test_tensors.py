@@ -38,7 +38,7 @@ def tensors(draw: st.DrawFn) -> torch.Tensor:
     return values.to(draw(st.sampled_from(DTYPES)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(st.text(min_size=1, max_size=8), tensors(), max_size=4), st.dictionaries(st.text(), json_values))
 def test_tensors_and_header_come_back(packed: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
     packed.pop("__metadata__", None)
@@ -50,7 +50,7 @@ def test_tensors_and_header_come_back(packed: dict[str, torch.Tensor], header: d
         assert torch.equal(found[name], tensor)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(st.text(min_size=1, max_size=8), tensors(), max_size=6), st.dictionaries(st.text(), json_values))
 def test_the_bytes_are_those_that_the_library_writes(packed: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
     packed.pop("__metadata__", None)

@@ -31,7 +31,7 @@ def one_by_one(images: torch.Tensor, plan: EpochPlan, padding: int) -> torch.Ten
     return torch.stack(out).float()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(padding=st.integers(0, 7), seed=st.integers(0, 2**32 - 1), flip=st.floats(0, 1), vertical_flip=st.floats(0, 1))
 def test_the_batch_equals_its_images_one_by_one(padding: int, seed: int, flip: float, vertical_flip: float) -> None:
     recipe = Recipe(crop_padding=padding, flip=flip, vertical_flip=vertical_flip)

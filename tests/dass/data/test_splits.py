@@ -57,7 +57,7 @@ def test_cuts_follow_the_seed_and_are_not_the_first_images() -> None:
     assert set(torch.nonzero(assign_parts(pack).parts == TEST).flatten().tolist()) != set(range(10))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     per_class=st.integers(3, 40),
     fractions=st.tuples(st.floats(0.01, 0.98), st.floats(0.01, 0.98)).filter(lambda pair: sum(pair) < 1),

@@ -48,7 +48,7 @@ class TestClassTasks:
         for task in make_tasks(PACK, CONFIG).all:
             assert class_splits(PACK, [task.source_labels], [task.name]) == [task]
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(
         per_task=st.integers(2, 4),
         num_train=st.integers(1, 8),

@@ -88,7 +88,7 @@ def test_forty_classes_without_a_preference(recipe: Recipe, expected: float) -> 
     assert float(distillation_loss(zeros, zeros, torch.tensor([3, 39]), recipe)) == pytest.approx(expected, abs=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seeds, st.floats(0.5, 10), st.floats(0, 1))
 def test_it_equals_torchs_own_losses_put_together(seed: int, temperature: float, alpha: float) -> None:
     student, teacher, labels = draw(seed)
@@ -99,7 +99,7 @@ def test_it_equals_torchs_own_losses_put_together(seed: int, temperature: float,
     torch.testing.assert_close(distillation_loss(student, teacher, labels, recipe), expected, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seeds, distilling)
 def test_a_constant_added_to_all_logits_of_a_row_changes_nothing(seed: int, recipe: Recipe) -> None:
     student, teacher, labels = draw(seed)
@@ -113,7 +113,7 @@ def test_a_constant_added_to_all_logits_of_a_row_changes_nothing(seed: int, reci
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seeds, distilling)
 def test_the_gradient_of_a_row_sums_to_zero_and_the_teacher_gets_none(seed: int, recipe: Recipe) -> None:
     student, teacher, labels = draw(seed)
@@ -125,7 +125,7 @@ def test_the_gradient_of_a_row_sums_to_zero_and_the_teacher_gets_none(seed: int,
     torch.testing.assert_close(student.grad.sum(dim=1), torch.zeros(4), rtol=0, atol=1e-4)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seeds, st.floats(0.5, 10))
 def test_a_student_that_agrees_with_its_teacher_is_not_pulled(seed: int, temperature: float) -> None:
     student, _, _ = draw(seed)

@@ -80,7 +80,7 @@ class TestDraws:
             (BASE.inner_steps, BASE.order, BASE.rate_init)
         }
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(queries=st.integers(1, 3), seed=st.integers(0, 2**31))
     def test_all_are_legal_whatever_the_base(self, queries: int, seed: int) -> None:
         base = MetaConfig(episodes=1, queries=queries, eval_every=5)

@@ -57,7 +57,7 @@ class TestLargestStudent:
     def test_without_a_budget_it_is_the_largest_of_the_space(self) -> None:
         assert largest_student(SPACE, Budget(), [candidate(SPACE.smallest)], RESOLUTION, NUM_CLASSES) == SPACE.largest
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(share=st.floats(0, 1), seed=st.integers(0, 2**31), on_params=st.booleans())
     def test_it_is_admitted_and_no_move_within_the_budget_enlarges_it(
         self, share: float, seed: int, on_params: bool

@@ -85,7 +85,7 @@ class TestEveryStrategy:
             strategy(name, Budget(max_macs=1000))
 
     @both
-    @settings(max_examples=10, deadline=None)
+    @settings(max_examples=10)
     @given(seed=st.integers(0, 2**31), share=st.floats(0.01, 1))
     def test_equal_seeds_and_scores_ask_alike(self, name: StrategyName, seed: int, share: float) -> None:
         budget = Budget(max_macs=int(macs(SMOKE.smallest) + share * (macs(SMOKE.largest) - macs(SMOKE.smallest))))
