@@ -27,9 +27,10 @@ from cluster.events import EventLog
 from cluster.heartbeat import Heartbeat
 from cluster.lane_meter import LaneMeter
 from cluster.lane_reports import LaneReporter
-from cluster.memory import MemoryMeter, share_of
+from cluster.memory import MemoryMeter, bound_memory, share_of
 from cluster.metrics import CHECKPOINT_SECONDS, S3Metrics
 from cluster.objects import open_store
+from cluster.parallel import each
 from cluster.plan import FailureKind, cut_cohorts
 from cluster.queue import Lease, LeaseState
 from cluster.runtime import code_version, device_name, versions
@@ -131,6 +132,7 @@ class Lane:
         keep_freed_memory()
         torch.backends.cudnn.allow_tf32 = False  # labels are float32 on every device
         torch.set_num_threads(self._job.settings.threads)
+        bound_memory(self._device, share_of(self._job.settings))
         self._is_preempted = is_preempted
         ray.get(self._queue.arrive.remote(self._name))
         with self._events, self._reporter:
@@ -347,9 +349,11 @@ class Lane:
         )
 
     def _checkpoint(self, lease: Lease, cohort: Cohort) -> dict[str, Position]:
+        def save(run: Run) -> None:
+            put_checkpoint(self._store, run.id, lease.token, cohort.state(run.id))
+
         with CHECKPOINT_SECONDS.timed():
-            for run in cohort.runs:
-                put_checkpoint(self._store, run.id, lease.token, cohort.state(run.id))
+            list(each(self._store, save, cohort.runs))
         self._events.flush()
         return {run.id: cohort.position for run in cohort.runs}
 

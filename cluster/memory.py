@@ -37,6 +37,12 @@ def share_of(settings: LaneConfig) -> float:
     return 1 / min(settings.num, most)
 
 
+def bound_memory(device: torch.device, share: float) -> None:
+    """Let this process use no more of a GPU than its share, so that lanes beside it have theirs; a CPU is not bounded."""
+    if device.type == "cuda" and share < 1:
+        torch.cuda.set_per_process_memory_fraction(share, device)
+
+
 class MemoryMeter:
     """Measures from its making on, so it is made before the cohort is; one at a time.
 

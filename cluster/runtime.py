@@ -28,6 +28,7 @@ from dass.version import __version__
 NAMESPACE = "dass"
 DRIVER_RESOURCE = "dass_driver"  # one for each lane that a node may drive; see infra
 STAMPED = ("torch", "numpy", "ray")
+CODE_VERSION_ENV = "DASS_CODE_VERSION"  # the commit, where the code is a copy without its history, as in an image
 
 # A local Ray has no API. Ray Train asks one whether a lane's controller lives, and finds that of any other cluster on this
 # machine, which does not know it: then it ends the lane. From here it gets no answer, and lets the lane be.
@@ -194,10 +195,11 @@ def check_workers(num: int, gpus: float) -> None:
 
 @cache
 def code_version() -> str:
-    """The package's version, with the commit where the code is a git checkout."""
+    """The package's version, with the commit: of the git checkout that the code is, else as CODE_VERSION_ENV tells it."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
-        return __version__
+        told = os.environ.get(CODE_VERSION_ENV)
+        return f"{__version__}+{told}" if told else __version__
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 - no user input

@@ -190,6 +190,7 @@ class _ChunkActor(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any], scorer: list[Any], device: torch.device) -> None:
         """Take up the scorer; it comes as a reference in a list, so that a node's object store holds it once."""
         torch.set_num_threads(1)
+        torch.backends.cudnn.allow_tf32 = False  # maps are float32 on every device
         self._scorer: Scorer = ray.get(scorer[0]).to(device)
         self.reset_config(config)
 

@@ -92,12 +92,15 @@ class Coverage:
     """How well the predictor's intervals held on one target.
 
     level: the share that was promised on average over tasks. half_width_pct: of the intervals, accuracy points. share:
-    of the ranked students, those whose accuracy lay in theirs; the mean over seeds.
+    of the ranked students, those whose accuracy lay in theirs; the mean over seeds. winner_*: the same of the student
+    ranked first alone, whose interval is another one.
     """
 
     level: float
     half_width_pct: float
     share: float
+    winner_half_width_pct: float
+    winner_share: float
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from dass.errors import BudgetSpentError, DassError, InputError
+from dass.precision import full_float32
 from jobs import recipes
 from jobs.config import Config, keys, with_settings, with_values
 from jobs.console import Console, shown
@@ -353,7 +354,8 @@ def main() -> None:
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        with full_float32():
+            code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.TyperException as error:
         sys.stderr.write(f"error: {shown(_usage(error))}\n")
         sys.exit(EXIT_BAD_INPUT)

@@ -1,9 +1,12 @@
 """The stop rules of a collection: what it may use in device-hours or in money, earlier submissions included."""
 
+import math
 import time
 
 from cluster.lane_reports import LaneReports
+from cluster.objects import open_store
 from cluster.standing import device_seconds
+from dass.errors import StoreError
 from jobs.console import usd
 from jobs.job import Job
 
@@ -17,18 +20,27 @@ class Budget:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._reports = LaneReports(job.store)
+        self._reports = LaneReports(open_store(job.store.url, job.config.lanes.report_s))
         self._is_limited = job.config.collect.max_device_hours is not None or job.config.collect.max_cost is not None
         # lanes of earlier versions reported nothing: their records tell what they took
         self._recorded = list(job.database.outlines().known.values()) if self._is_limited else []
-        self._looked_at = -job.config.lanes.report_s
+        self._looked_at = -math.inf
         self._answer: str | None = None
 
     def exceeded(self) -> str | None:
-        """Which limit is used up, in words, or None; looks into the store every `lanes.report_s` seconds, not more often."""
+        """Which limit is used up, in words, or None; looks into the store every `lanes.report_s` seconds, not more often.
+
+        Raises:
+            StoreError: the store fails at the first look. Later the last answer stands until it works again.
+        """
         now = time.monotonic()
         if self._is_limited and now - self._looked_at >= self._job.config.lanes.report_s:
-            self._looked_at, self._answer = now, self._look()
+            is_first, self._looked_at = math.isinf(self._looked_at), now
+            try:
+                self._answer = self._look()
+            except StoreError:
+                if is_first:
+                    raise
         return self._answer
 
     def _look(self) -> str | None:

@@ -10,14 +10,14 @@ The keys of the JSON document:
     groups      name -> trivial, zero-cost, short training or meta-learned
     records     target -> hash of all records that its results depend on, and how many students were ranked
     ceiling     target -> what the noise of the labels allows (dass/evaluation.py), null where no student ran twice
-    coverage    target -> {level, half_width_pct, share}: how the predictor's intervals held, null without `calibrate`
+    coverage    target -> {level, half_width_pct, share, winner_half_width_pct, winner_share}: how the predictor's intervals
+                held, of all students and of that ranked first; null without `calibrate`
     protocol    seeds, records of the meta-training, recipes, device, code: what another evaluation must share
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from dass.predictor import METHOD
 from dass.records import content_id
 from dass.report import render_benchmark
 from dass.report.wording import TIMES, allowed, brief, correlation, percent, ranged
-from dass.search.advice import LEVEL
+from dass.search.advice import LEVEL, TOP_SHARE
 from jobs.evaluation_records import Target, find_targets, freeze
 from jobs.evaluation_scores import Evaluation, Place, Scored
 from jobs.job import Job
@@ -143,13 +143,17 @@ def _coverage(
     evaluation: Evaluation, results: Mapping[Place, Scored], calibration: Calibration, target: Target
 ) -> Coverage | None:
     """None where DaSS is not compared, or the calibration has too few groups for the level."""
-    reach = calibration.half_width_pct(LEVEL)
     seeds = [seed for method in evaluation.methods if method.name == METHOD for seed in evaluation.seeds_of(method)]
-    if reach is None or not seeds:
+    if calibration.reachable_level < LEVEL or not seeds:
         return None
+    scores = torch.tensor([results[METHOD, seed, target.task.name].scores for seed in seeds])
     accuracies = torch.tensor(target.accuracies_pct)
-    scores = [torch.tensor(results[METHOD, seed, target.task.name].scores) for seed in seeds]
-    return Coverage(LEVEL, reach, fmean(calibration.coverage(each, accuracies, LEVEL) or 0.0 for each in scores))
+    best, places = scores.max(1)
+    return Coverage(
+        LEVEL,
+        *calibration.coverage(scores, accuracies, LEVEL),
+        *calibration.coverage(best, accuracies[places], LEVEL, TOP_SHARE),
+    )
 
 
 def _judged(job: Job, target: Target, scored: Scored) -> Judged:

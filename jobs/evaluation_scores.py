@@ -170,7 +170,7 @@ class Evaluation:
 
     @property
     def _device(self) -> torch.device:
-        return self.job.config.lanes.device
+        return self.job.device
 
     def _baseline(self, method: Method, seed: int, target: Target) -> Callable[[], Scorer]:
         context = BaselineContext(

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from cluster.cache import load_pack, open_cache
 from cluster.database import RunDatabase
 from cluster.documents import get_latest, get_task, put_latest, put_task
@@ -74,6 +76,12 @@ class Job:
     def reader(self) -> "Job":
         """The same job, but it writes nothing: to check everything before the first write."""
         return replace(self, dry_run=True)
+
+    @property
+    def device(self) -> torch.device:
+        """What this process computes on: what lanes do where it has such, else its CPU, as on the head of a cluster."""
+        wanted = self.config.lanes.device
+        return wanted if wanted.type != "cuda" or torch.cuda.is_available() else torch.device("cpu")
 
     @cached_property
     def space(self) -> SearchSpace:

@@ -182,13 +182,23 @@ class Calibration:
         low, high = (min(100.0, max(0.0, predicted_pct + side)) for side in (-reach, reach))
         return low, high
 
-    def coverage(self, predicted_pct: torch.Tensor, accuracies_pct: torch.Tensor, level: float) -> float | None:
-        """The share of a new task's students (n,) whose accuracy is in its interval; None where the level is not reachable.
+    def coverage(
+        self, predicted_pct: torch.Tensor, accuracies_pct: torch.Tensor, level: float, top_share: float = 1.0
+    ) -> tuple[float, float]:
+        """The half width of intervals, and the share of a new task's students (..., n) whose accuracy is in its interval.
 
         One task is one draw: shares of single tasks scatter around the level, their mean over many does not.
+
+        Raises:
+            ConfigError: as in `half_width_pct`, or the level is not reachable.
         """
-        reach = self.half_width_pct(level)
-        return None if reach is None else float(((accuracies_pct - predicted_pct).abs() <= reach).double().mean())
+        reach = self.half_width_pct(level, top_share)
+        if reach is None:
+            raise ConfigError(
+                f"{len(self.groups)} groups of tasks vouch for intervals of a level up to {self.reachable_level:.3g}, got "
+                f"{level}; calibrate on more groups"
+            )
+        return reach, float(((accuracies_pct - predicted_pct).abs() <= reach).double().mean())
 
     def likeness(self, spread_pct: float | None = None) -> TaskLikeness:
         """The ways a new task may be, one for each held out.

@@ -43,9 +43,12 @@ class Advice:
         if self.interval_pct is None:
             return f"Too few tasks were held out for an interval of {100 * self.level:.0f} %."
         low, high = self.interval_pct
-        return (
+        said = (
             f"Predicted for the winner: {self.predicted_pct:.1f} %, with a chance of {100 * self.level:.0f} % between "
-            f"{low:.1f} and {high:.1f} %, by tasks that were held out."
+            f"{low:.1f} and {high:.1f} %, by tasks that were held out"
+        )
+        return (
+            f"{said}; this one is unlike them, so it may be further off." if self.novelty.is_unlike_all else f"{said}."
         )
 
     @property
@@ -58,9 +61,10 @@ class Advice:
         if not plan.runs:
             return f"{found}: within {plan.within_pct:g} points, so no pilot run is needed."
         few = f"the best of the first {plan.runs} {plan.after_pct:.1f}"
-        if plan.is_enough:
-            return f"{found}, {few}: distil so many as pilot runs to be within {plan.within_pct:g} points."
-        return f"{found}, {few}: more pilot runs than that would be needed to be within {plan.within_pct:g} points."
+        if not plan.is_enough:
+            return f"{found}, {few}: more pilot runs than that would be needed to be within {plan.within_pct:g} points."
+        at_least = "at least so many" if self.novelty.is_unlike_all else "so many"
+        return f"{found}, {few}: distil {at_least} as pilot runs to be within {plan.within_pct:g} points."
 
     @property
     def _warning(self) -> Sequence[str]:
@@ -87,13 +91,14 @@ def advise(
     drawn = space.sample(min(_DRAWN, space.size), generator("spread", 0))
     spread_pct = float(scorer.score(drawn).std())
     best_pct = float(scores_pct[scores_pct.isfinite()].max())
+    head = head_confidence(calibration, scores_pct, spread_pct=spread_pct)
+    unlike = novelty(calibration.teachers, sketch(scorer.map_of(teacher.student), teacher.accuracy_pct), num_classes)
+    is_settled = head.is_distinguishable and not unlike.is_unlike_all
     return Advice(
         predicted_pct=best_pct,
         level=LEVEL,
         interval_pct=calibration.interval(best_pct, LEVEL, TOP_SHARE),
-        head=head_confidence(calibration, scores_pct, spread_pct=spread_pct),
-        pilots=pilot_runs(calibration),
-        novelty=novelty(
-            calibration.teachers, sketch(scorer.map_of(teacher.student), teacher.accuracy_pct), num_classes
-        ),
+        head=head,
+        pilots=pilot_runs(calibration, least=0 if is_settled else 2),
+        novelty=unlike,
     )

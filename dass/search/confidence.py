@@ -112,8 +112,8 @@ def head_confidence(
     )
 
 
-def pilot_runs(calibration: Calibration, *, within_pct: float = 0.5, max_runs: int = 20) -> PilotPlan:
-    """The fewest pilot runs after which the mean regret on held-out tasks is within `within_pct`, at most `max_runs`.
+def pilot_runs(calibration: Calibration, *, within_pct: float = 0.5, least: int = 0, max_runs: int = 20) -> PilotPlan:
+    """The fewest pilot runs, from `least` on, with a mean regret on held-out tasks within `within_pct`; at most `max_runs`.
 
     Groups of tasks weigh alike. Nothing is modelled: the students of a held-out task were all distilled, so the best of
     the first few is known, and how far it is behind the best of all.
@@ -121,15 +121,18 @@ def pilot_runs(calibration: Calibration, *, within_pct: float = 0.5, max_runs: i
     Raises:
         ConfigError: a setting is out of range.
     """
-    if not (within_pct > 0 and max_runs >= 1):
-        raise ConfigError(f"within_pct must be > 0 and max_runs >= 1, got {within_pct} and {max_runs}; use 0.5 and 20")
+    if not (within_pct > 0 and 0 <= least <= max_runs and max_runs >= 1):
+        raise ConfigError(
+            "within_pct must be > 0, max_runs >= 1 and least in [0, max_runs], got "
+            f"{within_pct}, {max_runs} and {least}; use 0.5, 20 and 0"
+        )
     students = min(len(task.behind_pct) for task in calibration.tasks)
     by_runs = [0.0] * min(max_runs, students)
     for task, chance in zip(calibration.tasks, chances(calibration.tasks), strict=True):
         for index, regret in enumerate(accumulate(task.behind_pct[: len(by_runs)], min)):
             by_runs[index] += chance * regret
     regrets = (by_runs[0], *by_runs)  # to measure one alone changes nothing
-    enough = [num for num, regret in enumerate(regrets) if regret <= within_pct]
+    enough = [num for num, regret in enumerate(regrets) if num >= least and regret <= within_pct]
     return PilotPlan(
         runs=enough[0] if enough else len(by_runs),
         is_enough=bool(enough),

@@ -8,13 +8,15 @@ default recipe; valid has a sixteenth of train's images and is evaluated twice, 
 epochs with 11 evaluations of a valid part half as large as train. *published* and *strong*: see reference.py; their
 time is that of one student, because it is linear in the number. `cohort`: the first cohort of a task, which computes
 the teacher's logits. `next`: a later cohort of the same task, which finds them kept. `limit_share`: FLOPs executed
-after all sharing, over time, over the machine's best convolution rate in the same run.
+after all sharing, over time, over the machine's best convolution rate in the same run. `gpu_utilisation_pct`: the time
+in which the GPU had a kernel to run, as nvidia-smi tells it, while the first cohort of the largest size trains.
 """
 
 import argparse
 import math
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import mean
@@ -40,7 +42,7 @@ SPACE = get_space("paper5")
 NUM_CLASSES = 10
 NUM_DRAWN = 512  # students, of which those of average cost are taken
 TRAIN_PER_VALID = 16
-UTILISATION_S = 0.2
+UTILISATION_MS = 200  # from sample to sample
 
 
 @dataclass
@@ -130,22 +132,23 @@ def sides_of(site: Site, sizes: Sequence[int]) -> dict[str, Callable[[], float]]
 
 def figures(site: Site, sizes: Sequence[int], rounds: int) -> dict[str, Any]:
     """Medians, ratios and shares; the headline is the largest cohort's, its teacher's pass included."""
-    device = site.data.device
+    device, sides, top = site.data.device, sides_of(site, sizes), f"cohort {max(sizes)}"
+    busy: list[float] = []
+    sides[top] = partial(observed, sides[top], device, busy)
+    took = measure.medians(measure.alternate(sides, rounds))
+    peak_mb = measure.peak_mb(device)  # before the limit takes memory of its own
     limit = measure.convolution_limit(SPACE.largest, site.data.task.resolution, device)
-    with utilisation(device) as busy:
-        took = measure.medians(measure.alternate(sides_of(site, sizes), rounds))
     rates = {name: int(name.split()[1]) / s if " " in name else 1 / s for name, s in took.items()}
     shares = {
         f"{kind} {size}": executed_flops(site, size, with_teacher=kind == "cohort") / took[f"{kind} {size}"] / limit
         for size in sizes
         for kind in ("cohort", "next")
     }
-    top = f"cohort {max(sizes)}"
     return {
         "ratio": rates[top] / rates["published"],
         "ratio_strong": rates[top] / rates["strong"],
         "limit_share": shares[top],
-        "peak_mb": torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else measure.memory_mb(),
+        "peak_mb": peak_mb,
         "ratios": {name: rate / rates["published"] for name, rate in rates.items()},
         "ratios_strong": {name: rate / rates["strong"] for name, rate in rates.items()},
         "limit_shares": shares,
@@ -156,17 +159,43 @@ def figures(site: Site, sizes: Sequence[int], rounds: int) -> dict[str, Any]:
     }
 
 
+def observed(side: Callable[[], float], device: torch.device, busy: list[float]) -> float:
+    """What the side returns; the GPU's utilisation meanwhile is added to `busy`."""
+    with utilisation(device) as samples:
+        took = side()
+    busy += samples
+    return took
+
+
 @contextmanager
 def utilisation(device: torch.device) -> Iterator[list[float]]:
-    """What the GPU says of itself meanwhile, in percent; stays empty without a GPU or without NVIDIA's library."""
+    """A list that holds, once the `with` block has ended, what the GPU said of itself meanwhile, in percent.
+
+    Empty without a GPU, without nvidia-smi, and on a part of a GPU (MIG), of which it says nothing.
+    """
     samples: list[float] = []
-
-    def look() -> None:
-        with suppress(ImportError, RuntimeError):
-            samples.append(float(torch.cuda.utilization(device)))
-
-    with measure.sampled(look, UTILISATION_S) if device.type == "cuda" else nullcontext():
+    if device.type != "cuda":
         yield samples
+        return
+    command = (
+        "nvidia-smi",
+        f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}",
+        "--query-gpu=utilization.gpu",
+        "--format=csv,noheader,nounits",
+        f"--loop-ms={UTILISATION_MS}",
+    )
+    try:
+        program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    except OSError:
+        yield samples
+        return
+    try:
+        yield samples
+    finally:
+        program.terminate()
+        for line in program.communicate()[0].splitlines():
+            with suppress(ValueError):
+                samples.append(float(line))
 
 
 def lines(document: dict[str, Any]) -> Iterator[str]:
@@ -183,7 +212,7 @@ def lines(document: dict[str, Any]) -> Iterator[str]:
         yield f"{name:12} {rate:17.4f} {ratios} " + (f"{'':>13}" if math.isnan(share) else f"{share:13.0%}")
     yield f"limit {document['limit_gflops']:.0f} GFLOP/s (3x3 convolution); peak memory {document['peak_mb']:.0f} MB"
     if document["gpu_utilisation_pct"] is not None:
-        yield f"GPU utilisation {document['gpu_utilisation_pct']:.0f} % over all sides"
+        yield f"GPU utilisation {document['gpu_utilisation_pct']:.0f} % in cohort {max(sizes['cohorts'])}"
 
 
 def main(argv: Sequence[str]) -> None:

@@ -11,10 +11,12 @@ import math
 import os
 import platform
 import statistics
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,16 @@ from dass.cost import KERNEL_AREA
 from dass.networks.small_resnet import STRIDES
 from dass.records import Student
 
+ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = ("dass", "torch", "ray", "numpy", "pyarrow")
-RATE_BATCH = 32  # images of a convolution whose rate is taken as the machine's limit
+RATE_BATCH, GPU_RATE_BATCH = 32, 512  # images of a convolution whose rate is taken as the machine's limit
+GPU_RATE_CALLS = 20  # between two waits for a GPU, which would otherwise stand still while each call is launched
 RATE_S = 0.2  # for each shape
 
 
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
+    commit()  # asked now: files may change while a benchmark runs
     made = argparse.ArgumentParser(prog=f"python -m tests.benchmarks {name}", description=(doc or "").splitlines()[0])
     made.add_argument("--json", action="store_true", help="one JSON document")
     return made
@@ -70,19 +75,22 @@ def medians(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
 def convolution_limit(student: Student, resolution: int, device: torch.device | str = "cpu") -> float:
     """FLOP/s: the best rate of a plain 3x3 convolution with as many channels in as out, among those of `student`.
 
-    On all threads of torch, float32, channels-last, inference mode; a multiply-add is two FLOPs.
+    On all threads of torch, float32 (TF32 on a GPU where torch allows it), channels-last, inference mode; a multiply-add
+    is two FLOPs.
     """
+    num, calls = (GPU_RATE_BATCH, GPU_RATE_CALLS) if torch.device(device).type == "cuda" else (RATE_BATCH, 1)
     best = 0.0
     for stage, width in enumerate(sorted({row[-1] for row in student.widths})):
         side = resolution
         for stride in STRIDES[: stage + 1]:
             side //= stride
-        images = torch.randn(RATE_BATCH, width, side, side, device=device).contiguous(memory_format=torch.channels_last)
+        images = torch.randn(num, width, side, side, device=device).contiguous(memory_format=torch.channels_last)
         weight = torch.randn(width, width, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
-        flops = 2 * KERNEL_AREA * width**2 * side**2 * RATE_BATCH
+        flops = 2 * KERNEL_AREA * width**2 * side**2 * num * calls
 
-        def convolve(images: torch.Tensor = images, weight: torch.Tensor = weight) -> torch.Tensor:
-            return F.conv2d(images, weight, padding=1)
+        def convolve(images: torch.Tensor = images, weight: torch.Tensor = weight) -> None:
+            for _ in range(calls):
+                F.conv2d(images, weight, padding=1)
 
         with torch.inference_mode():
             convolve()
@@ -90,6 +98,13 @@ def convolution_limit(student: Student, resolution: int, device: torch.device | 
             while time.perf_counter() < ends:
                 best = max(best, flops / seconds(convolve, device))
     return best
+
+
+def peak_mb(device: torch.device | str = "cpu") -> float:
+    """The most held so far: by torch's tensors on a GPU, else by this process."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return memory_mb()
 
 
 def memory_mb(name: str = "VmHWM") -> float:
@@ -120,8 +135,8 @@ def sampled(look: Callable[[], None], every_s: float) -> Iterator[None]:
 
 
 def document(name: str, **figures: Any) -> dict[str, Any]:
-    """The figures of a benchmark with the machine and the versions that they belong to."""
-    return {"name": name, **figures, "machine": machine(), "versions": versions()}
+    """The figures of a benchmark with the machine, the versions and the commit that they belong to."""
+    return {"name": name, **figures, "machine": machine(), "versions": versions(), "commit": commit()}
 
 
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -146,6 +161,26 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+@cache
+def commit(root: Path = ROOT) -> str | None:
+    """The short hash of the code, with -dirty where tracked files were changed since; None where git knows of none.
+
+    Results are not code: a document is often written over the one before, which is emptied first.
+    """
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "--no-optional-locks", "-C", str(root)]
+    changes = ["status", "--porcelain", "--untracked-files=no", "--", ".", ":!tests/benchmarks/results"]
+    try:
+        head, changed = (
+            subprocess.run([*git, *asked], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            for asked in (["rev-parse", "--short", "HEAD"], changes)
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{head}-dirty" if changed else head
 
 
 def cpu() -> str:

@@ -5,7 +5,7 @@
 Tasks of 100 students with random maps of `paper5` at 64 px, (256, 8, 8), and the default configuration. *plain*: what
 algorithms.md prescribes with torch's own layers (reference_meta.py). Each sample is N episodes with the evaluation that
 ends them, from training that goes on. `limit_share`: FLOPs of all products and convolutions executed, over time, over
-the machine's best convolution rate in the same run. `peak_mb` is that of the process, with both sides in it.
+the machine's best convolution rate in the same run. `peak_mb` has both sides in it. All in float32 (without TF32).
 
 Levers. One core, a batch of 50 maps, best of a second, in the directions that training takes: the products of windows
 that stand for convolutions ran at 138 to 153 GFLOP/s, torch's convolutions of channels-last maps at 58 to 153, of others
@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dass.meta.episodes import MetaTask
 from dass.meta.train import MetaConfig, MetaPredictor, MetaTraining
+from dass.precision import full_float32
 from dass.spaces import get_space
 from dass.threads import one_thread
 from tests.benchmarks import measure
@@ -33,6 +34,7 @@ RESOLUTION, SIDE = 64, 8
 GOAL_EPISODES = 1000
 
 
+@full_float32()
 def main(arguments: Sequence[str]) -> None:
     """Measure, and print a table or a JSON document."""
     parser = measure.parser("meta", __doc__)
@@ -74,13 +76,14 @@ def document(options: argparse.Namespace) -> dict[str, Any]:
     measure.alternate(sides, 1)  # warms both up
     samples = measure.alternate(sides, options.rounds)
     middle = measure.medians(samples)
+    peak_mb = measure.peak_mb(device)  # before the limit takes memory of its own
     limit = measure.convolution_limit(space.largest, RESOLUTION, device)
     ratios = [plain / ours for plain, ours in zip(samples["plain"], samples["ours"], strict=True)]
     return measure.document(
         "meta",
         ratio=statistics.median(ratios),
         limit_share=flops / (middle["ours"] / 1000) / limit,
-        peak_mb=measure.memory_mb(),
+        peak_mb=peak_mb,
         medians=middle | {"thousand_episodes": middle["ours"] * GOAL_EPISODES / 60_000},
         units={"plain": "ms/episode", "ours": "ms/episode", "thousand_episodes": "min"},
         sizes={

@@ -1,15 +1,26 @@
 """The benchmark of cohorts: what it claims to have executed, and that its sides and its document are complete."""
 
 import json
+import time
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.benchmarks.cohort import average_students, executed_flops, main, make_site, train_cohort
+from tests.benchmarks.cohort import average_students, executed_flops, main, make_site, train_cohort, utilisation
 
 TINY = ["--cohorts", "1", "2", "--images", "10", "--batch-size", "5", "--resolution", "8", "--rounds", "1"]
+
+
+NVIDIA_SMI = """#!/bin/sh
+echo "$@" > {folder}/asked
+printf '37\\n[N/A]\\n\\n41\\n'
+touch {folder}/said
+exec sleep 60
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +55,40 @@ def test_the_document_has_a_figure_for_every_side(capsys: pytest.CaptureFixture[
     assert document["sizes"]["images"] == 10
     assert document["peak_mb"] > 0
     assert document["limit_share"] > 0
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A GPU of which only the name is there."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="12-34"))
+    return torch.device("cuda")
+
+
+def test_utilisation_is_what_nvidia_smi_says_of_the_device(
+    gpu: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nvidia-smi").write_text(NVIDIA_SMI.format(folder=tmp_path))
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    ends = time.monotonic() + 30
+    with utilisation(gpu) as samples:
+        while not (tmp_path / "said").exists() and time.monotonic() < ends:
+            time.sleep(0.01)
+    assert samples == [37.0, 41.0]
+    asked = "--id=GPU-12-34 --query-gpu=utilization.gpu --format=csv,noheader,nounits --loop-ms=200"
+    assert (tmp_path / "asked").read_text().strip() == asked
+
+
+def test_utilisation_is_unknown_without_nvidia_smi(
+    gpu: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with utilisation(gpu) as samples:
+        pass
+    assert samples == []
+
+
+def test_utilisation_is_unknown_without_a_gpu() -> None:
+    with utilisation(torch.device("cpu")) as samples:
+        pass
+    assert samples == []

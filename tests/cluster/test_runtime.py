@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -13,9 +14,13 @@ from ray.cluster_utils import Cluster
 from ray.exceptions import RayTaskError
 from ray.util.state import get_actor
 
-from cluster.runtime import cancel_running, session
+from cluster import runtime
+from cluster.runtime import CODE_VERSION_ENV, cancel_running, code_version, session
 from dass.errors import ClusterError
+from dass.version import __version__
 from tests.ports import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray warns of its own deprecations
 
@@ -94,3 +99,17 @@ def test_what_ray_says_is_not_mixed_with_results(
     out, err = capsys.readouterr()
     assert "worker processes have been started" in err
     assert out == ""
+
+
+def test_the_version_of_the_code_names_the_commit_wherever_it_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version_of = code_version.__wrapped__  # it is asked for once in a process
+    monkeypatch.setenv(CODE_VERSION_ENV, "0123abc")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False)
+    if head.returncode == 0:
+        assert version_of().split("+")[1].removesuffix("-dirty") in head.stdout
+    monkeypatch.setattr(runtime, "__file__", str(tmp_path / "cluster" / "runtime.py"))
+    assert version_of() == f"{__version__}+0123abc"
+    monkeypatch.delenv(CODE_VERSION_ENV)
+    assert version_of() == __version__

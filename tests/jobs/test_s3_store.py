@@ -3,12 +3,19 @@
 import json
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
 
 from cluster import s3
+from dass.errors import StoreError
 from jobs import job
+from jobs.budget import Budget
+from jobs.config import with_settings
+from jobs.console import Console
+from jobs.job import Job
+from jobs.recipes import get_recipe
 from tests.cluster.faulty_server import ALWAYS, Answer, FaultyServer
 from tests.cluster.s3_server import UseEndpoint, bucket_url, raw_client, s3_server, use_endpoint
 from tests.jobs.command import ROOT, call
@@ -145,6 +152,25 @@ def test_a_bucket_that_can_only_be_read_is_refused_but_for_reading(
         server.faults.append(Answer("PUT", status=403, code="AccessDenied", times=ALWAYS))
         assert "permission is denied" in refusal(store, "collect")
         assert call("status", "--store", store).code == 0
+
+
+def test_a_budget_outlives_a_store_that_is_down_for_a_while(
+    store: str, s3_server: str, use_endpoint: UseEndpoint
+) -> None:
+    settings = ("collect.max_cost=1", "lanes.report_s=0.05")
+    with FaultyServer(s3_server) as server:
+        use_endpoint(server.url)
+        opened = Job.open(with_settings(get_recipe("smoke"), settings), store, Console(is_json=True), dry_run=True)
+        down = Answer(path="lanes", status=503, code="SlowDown", times=ALWAYS)
+        budget = Budget(opened)
+        assert budget.exceeded() is None
+        server.faults.append(down)
+        time.sleep(0.06)
+        server.requests.clear()
+        assert budget.exceeded() is None
+        assert any("lanes" in path for _, path in server.requests)
+        with pytest.raises(StoreError):  # nothing is spent before it is known what was
+            Budget(opened).exceeded()
 
 
 def test_a_bucket_that_keeps_versions_is_refused(store: str, s3_server: str) -> None:

@@ -100,7 +100,10 @@ class TestIntervals:
         calibration = calibrate(World().held_out(np.random.default_rng(2), 5, 10))
         assert calibration.reachable_level == pytest.approx(5 / 6)
         assert calibration.interval(50.0, 0.9) is None
-        assert calibration.coverage(torch.zeros(3), torch.zeros(3), 0.9) is None
+        with pytest.raises(
+            ConfigError, match=r"5 groups of tasks vouch for intervals of a level up to 0\.833, got 0\.9"
+        ):
+            calibration.coverage(torch.zeros(3), torch.zeros(3), 0.9)
         assert calibration.interval(50.0, 0.83) is not None
 
     def test_accuracies_end_at_0_and_100(self) -> None:
@@ -112,7 +115,14 @@ class TestIntervals:
     def test_coverage_is_the_share_within_the_interval(self) -> None:
         calibration = small((2.0, 2.0, -2.0), (2.0, 2.0, -2.0))
         predicted = torch.tensor([50.0, 50.0, 50.0, 50.0])
-        assert calibration.coverage(predicted, torch.tensor([48.5, 51.9, 52.5, 40.0]), 0.5) == 0.5
+        assert calibration.coverage(predicted, torch.tensor([48.5, 51.9, 52.5, 40.0]), 0.5) == (2.0, 0.5)
+
+    def test_coverage_of_those_predicted_best_is_by_the_errors_of_such(self) -> None:
+        calibration = small((0.5, 9.0, 9.0), (0.5, -9.0, 9.0))
+        predicted = torch.full((2, 2), 50.0)
+        accuracies = torch.tensor([50.4, 49.0])
+        assert calibration.coverage(predicted, accuracies, 0.5) == (9.0, 1.0)
+        assert calibration.coverage(predicted, accuracies, 0.5, top_share=0.1) == (0.5, 0.5)
 
     @pytest.mark.parametrize(("level", "share"), [(0.0, 1.0), (1.0, 1.0), (0.5, 0.0), (0.5, 1.1), (math.nan, 1.0)])
     def test_levels_and_shares_that_are_none_are_refused(self, level: float, share: float) -> None:

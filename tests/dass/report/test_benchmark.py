@@ -14,7 +14,7 @@ from tests.browser import open_browser
 
 HOSTILE = "<script>alert(1)</script> & more"
 NOISE = Ceiling(10, 20, Interval(0.8, 0.6, 0.9), Interval(0.9, 0.77, 0.95))
-COVERAGE = Coverage(level=0.8, half_width_pct=6.04, share=0.75)
+COVERAGE = Coverage(level=0.8, half_width_pct=6.04, share=0.75, winner_half_width_pct=2.0, winner_share=1 / 3)
 
 
 def judged(spearman: float, seconds: float = 0.01) -> Judged:
@@ -108,8 +108,8 @@ def test_it_says_what_the_noise_of_the_labels_allows() -> None:
     assert allowed(cars).startswith("cars: 20 students, 1 more diverged; too few of them ran under several seeds")
     assert allowed(dtd) == (
         "dtd: 20 students, 1 more diverged; label-noise ceiling 0.90 (0.77 to 0.95), between two runs 0.80 (0.60 to 0.90), "
-        "from 20 runs of 10 students; 75 % of the students within ± 6.0 points of what dass predicted, 80 % promised on average "
-        "over tasks"
+        "from 20 runs of 10 students; 75 % of the students within ± 6.0 points of what dass predicted, the one ranked first "
+        "within ± 2.0 by 33 % of the trainings, 80 % promised on average over tasks"
     )
 
 

@@ -9,7 +9,7 @@ from dass.meta.calibration import calibrate
 from dass.meta.held_out import HeldOut
 from dass.meta.novelty import Novelty, sketch
 from dass.search.advice import Advice, advise
-from dass.search.confidence import HeadConfidence, PilotPlan
+from dass.search.confidence import HeadConfidence, PilotPlan, pilot_runs
 from dass.search.select import make_scorer
 from dass.seeding import generator
 from tests.dass.meta.test_features import NUM_CLASSES, SPACE
@@ -56,6 +56,18 @@ def test_an_advice_in_words() -> None:
             3,
             "Careful, this task looks unlike all meta tasks: one reason; another.",
         ),
+        (
+            replace(ADVICE, novelty=Novelty(2.0, ("one reason",))),
+            0,
+            "Predicted for the winner: 61.2 %, with a chance of 80 % between 55.0 and 67.4 %, by tasks that were held out; this "
+            "one is unlike them, so it may be further off.",
+        ),
+        (
+            replace(ADVICE, novelty=Novelty(2.0, ("one reason",))),
+            2,
+            "On tasks held out, the winner of 30 or more students came out 1.4 points behind the best of them, the best of the "
+            "first 2 0.4: distil at least so many as pilot runs to be within 0.5 points.",
+        ),
     ],
 )
 def test_what_else_may_be_said(changed: Advice, place: int, sentence: str) -> None:
@@ -84,4 +96,29 @@ def test_the_advice_on_a_ranking_knows_its_task_and_teacher() -> None:
     assert found.interval_pct == calibration.interval(55.0, 0.8, 0.1)
     assert any(f"{TEACHER.accuracy_pct:.1f} % is above those of all" in reason for reason in found.novelty.reasons)
     assert 0.5 < found.head.beats_runner_up < 1
+    assert found.pilots == pilot_runs(calibration, least=2)
     assert advise(calibration, scorer, SPACE, TEACHER, NUM_CLASSES, scores[1:3]) is None
+
+
+@pytest.mark.parametrize(("lead", "accuracy_pct", "runs"), [(90.0, 62.0, 0), (0.05, 62.0, 2), (90.0, 99.0, 2)])
+def test_no_pilot_run_is_needed_only_for_a_clear_winner_on_a_task_like_those_seen(
+    lead: float, accuracy_pct: float, runs: int
+) -> None:
+    scorer = make_scorer(METHODS["dass"], SPACE, TEACHER)
+    rng = generator("advice", 2)
+    seen = scorer.map_of(TEACHER.student)
+    evidence = [
+        HeldOut(
+            f"task {index}",
+            f"group {index}",
+            sketch(seen * (1 + 0.1 * torch.rand(1, generator=rng)), 60.0 + index),
+            tuple((true := 50 + 5 * torch.randn(20, generator=rng)).tolist()),
+            tuple((true + 0.1 * torch.randn(20, generator=rng)).tolist()),
+        )
+        for index in range(9)
+    ]
+    teacher = replace(TEACHER, accuracy_pct=accuracy_pct)
+    found = advise(calibrate(evidence), scorer, SPACE, teacher, NUM_CLASSES, [0.0, lead])
+    assert found is not None
+    assert found.novelty.is_unlike_all is (accuracy_pct > 70)
+    assert found.pilots.runs == runs

@@ -105,13 +105,22 @@ class TestPilots:
         plan = pilot_runs(found_out((1, 1, (0.2, 0.0, 3.0)), (1, 1, (0.4, 0.0, 3.0))))
         assert (plan.runs, plan.is_enough) == (0, True)
 
+    def test_where_a_ranking_needs_some_there_are_so_many_at_least(self) -> None:
+        evidence = found_out((1, 1, (0.2, 0.1, 0.0, 3.0)), (1, 1, (0.4, 0.1, 0.0, 3.0)))
+        plan = pilot_runs(evidence, least=2)
+        assert (plan.runs, plan.is_enough, plan.before_pct) == (2, True, pytest.approx(0.3))
+        assert plan.after_pct == pytest.approx(0.1)
+        assert pilot_runs(evidence, within_pct=0.05, least=2).runs == 3
+
     def test_where_the_most_are_not_enough_it_says_so(self) -> None:
         behind = tuple(float(9 - place) for place in range(10))
         plan = pilot_runs(found_out((1, 1, behind), (1, 1, behind)), max_runs=4)
         assert (plan.runs, plan.is_enough, plan.after_pct) == (4, False, 6.0)
         assert len(plan.regrets_pct) == 5
 
-    @pytest.mark.parametrize("change", [{"within_pct": 0.0}, {"max_runs": 0}, {"within_pct": math.nan}])
+    @pytest.mark.parametrize(
+        "change", [{"within_pct": 0.0}, {"max_runs": 0}, {"within_pct": math.nan}, {"least": -1}, {"least": 21}]
+    )
     def test_settings_out_of_range_are_refused(self, change: dict[str, float]) -> None:
         with pytest.raises(ConfigError, match="within_pct must be > 0"):
             pilot_runs(MIXED, **change)  # type: ignore[arg-type]
