@@ -80,6 +80,7 @@ class PredictorSpec:
     hidden_dim: width of the architecture embedding and of the fusion. unit: what the network itself puts out.
     inner_steps, guided, rate_init: the adaptation that was trained. map_norm: `layer` normalises each map as a whole.
     support_students: it adapts to so many measured students of the task; 0: to the teacher as if it were one.
+    recipe: of the distillations that it has learned from, see `MethodSpec`.
     """
 
     space: str
@@ -97,6 +98,7 @@ class PredictorSpec:
     remap_mode: Init = "copy_paste_first"
     map_norm: MapNorm = "none"
     support_students: int = 0
+    recipe: str = ""
 
     def __post_init__(self) -> None:
         for name in ("resolution", "num_channels", "arch_dim", "hidden_dim", "inner_steps"):

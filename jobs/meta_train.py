@@ -181,6 +181,7 @@ def spec_of(job: Job, resolution: int, config: MetaConfig | None = None) -> Pred
         num_channels=job.space.num_channels,
         arch_dim=job.space.encoding_dim,
         noise_sha=noise_sha(draw_noise(resolution)),
+        recipe=job.config.student.canonical,
     )
 
 

@@ -12,6 +12,7 @@ from cluster.runtime import check_workers, preflight, session
 from cluster.teachers import put_own_teacher
 from cluster.weights import put_blob
 from dass.kd.teacher import Teacher
+from dass.meta.method import epochs_of
 from dass.records import Task, content_id
 from dass.search.advice import advise
 from dass.search.budget import Budget
@@ -58,7 +59,8 @@ def run(job: Job, source: str | None = None, teacher_file: Path | None = None, w
             bar.update(ranking.scored, settings.candidates)
     ranked = ranking.ranked
     scores = [candidate.score for candidate in ranked]
-    advice = advise(found.calibration, scorer, job.space, teacher, task.num_classes, scores)
+    place = (scorer, job.space, teacher, task.num_classes)
+    advice = advise(found.calibration, *place, scores, epochs=epochs_of(predictor.spec))
     value = {
         **summary,
         "teacher": teacher.id,

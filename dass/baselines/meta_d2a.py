@@ -54,6 +54,7 @@ class MetaD2ASpec:
     num_heads: int = 4
     hidden_dim: int = 64
     remap_mode: Init = "copy_paste_first"
+    recipe: str = ""
 
     def __post_init__(self) -> None:
         for name in (

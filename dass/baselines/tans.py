@@ -49,6 +49,7 @@ class TansSpec:
     num_features: int
     embed_dim: int = 128
     remap_mode: Init = "copy_paste_first"
+    recipe: str = ""
 
     def __post_init__(self) -> None:
         for name in ("resolution", "num_channels", "arch_dim", "num_features", "embed_dim"):

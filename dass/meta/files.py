@@ -1,7 +1,8 @@
 """The file of a meta-trained method: its tensors, and a header that says which method it is and what it is made for.
 
 tensors          by the names of `MethodLearner.learned`
-"predictor"      {version, method, spec, is_selected}; files of version 1 hold the DaSS predictor and do not say so
+"predictor"      {version, method, spec, is_selected}; files of version 1 hold the DaSS predictor and do not say
+                 so, and those before version 3 do not name the recipe in `spec`
 """
 
 import dataclasses
@@ -13,10 +14,10 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from dass.errors import ConfigError, PredictorMismatchError, SchemaTooNewError, StoreError
-from dass.meta.method import MethodSpec
+from dass.meta.method import MethodSpec, epochs_of
 from dass.tensors import not_finite, pack_tensors, unpack_tensors
 
-FILE_VERSION = 2
+FILE_VERSION = 3
 FIRST_METHOD = "dass"  # what a file of version 1 holds
 
 S = TypeVar("S", bound=MethodSpec)
@@ -66,6 +67,7 @@ def read_method(data: bytes, method: str, make_spec: type[S]) -> Iterator[Method
             )
         spec = make_spec(**file["spec"])
         _check_types(spec)
+        epochs_of(spec)
         if name := not_finite(tensors):
             raise StoreError(f"a predictor's weights must be finite, got others in {name}; run meta-training again")
         yield MethodFile(tensors, spec, bool(file["is_selected"]))

@@ -16,15 +16,17 @@ from typing import Any, ClassVar, NotRequired, Protocol, TypedDict, TypeVar
 import torch
 
 from dass.errors import ConfigError
+from dass.json_text import parse_json
 from dass.meta.episodes import MetaTask, Support
-from dass.records import Init
+from dass.records import Init, Recipe
 from dass.threads import Each
 
 
 class MethodSpec(Protocol):
     """What a method is made for, a dataclass that travels in its file: maps and encodings of others mean nothing to it.
 
-    num_channels: C of the maps. arch_dim: D, the length of an architecture vector.
+    num_channels: C of the maps. arch_dim: D, the length of an architecture vector. recipe: canonical JSON of the recipe
+    that the accuracies it has learned from were distilled under; empty where that is unknown.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -52,6 +54,10 @@ class MethodSpec(Protocol):
     @property
     def remap_mode(self) -> Init:
         """How students are remapped for their maps."""
+
+    @property
+    def recipe(self) -> str:
+        """See above."""
 
 
 class AdaptedMethod(Protocol):
@@ -126,6 +132,7 @@ class MadeFor(TypedDict):
     arch_dim: int
     noise_sha: str
     remap_mode: NotRequired[Init]
+    recipe: NotRequired[str]
 
 
 class MadeForImages(MadeFor):
@@ -157,6 +164,22 @@ class MethodConfig(Protocol[SpecT, MethodT]):
 
     def learner(self, spec: SpecT, tasks: Sequence[MetaTask]) -> MethodLearner[MethodT]:
         """The method at the beginning of its training, on the device of the tasks that teach it."""
+
+
+def epochs_of(spec: MethodSpec) -> int | None:
+    """After how many epochs of distillation students have the accuracies that it foretells; None where that is unknown.
+
+    Raises:
+        ConfigError: what the spec calls a recipe is none.
+    """
+    if not spec.recipe:
+        return None
+    try:
+        return Recipe(**parse_json(spec.recipe)).epochs
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"a predictor's recipe must be the canonical JSON of one, got {spec.recipe:.80}; run meta-training again"
+        ) from error
 
 
 def check_setting(group: str, name: str, value: object, rule: str, *, is_legal: bool) -> None:

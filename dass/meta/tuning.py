@@ -170,6 +170,7 @@ def spec_for(config: MetaConfig, spec: PredictorSpec) -> PredictorSpec:
         arch_dim=spec.arch_dim,
         noise_sha=spec.noise_sha,
         remap_mode=spec.remap_mode,
+        recipe=spec.recipe,
     )
 
 

@@ -22,11 +22,13 @@ _DRAWN = 200  # students that tell the spread of the task's predictions
 class Advice:
     """Of a ranking's winner and of its task; percent and accuracy points.
 
-    predicted_pct: the winner's. interval_pct: where the accuracy of one run of it lies with a chance of `level`, by the
-    tasks held out; None where there were too few for that level.
+    predicted_pct: the winner's. epochs: of the distillation after which it would have that; None where that is unknown.
+    interval_pct: where the accuracy of one run of it lies with a chance of `level`, by the tasks held out; None where
+    there were too few for that level.
     """
 
     predicted_pct: float
+    epochs: int | None
     level: float
     interval_pct: tuple[float, float] | None
     head: HeadConfidence
@@ -43,8 +45,9 @@ class Advice:
         if self.interval_pct is None:
             return f"Too few tasks were held out for an interval of {100 * self.level:.0f} %."
         low, high = self.interval_pct
+        after = "" if self.epochs is None else f" after {self.epochs} epochs"
         said = (
-            f"Predicted for the winner: {self.predicted_pct:.1f} %, with a chance of {100 * self.level:.0f} % between "
+            f"Predicted for the winner{after}: {self.predicted_pct:.1f} %, with a chance of {100 * self.level:.0f} % between "
             f"{low:.1f} and {high:.1f} %, by tasks that were held out"
         )
         return (
@@ -80,10 +83,12 @@ def advise(
     teacher: Teacher,
     num_classes: int,
     scores: Sequence[float],
+    *,
+    epochs: int | None = None,
 ) -> Advice | None:
     """The advice on a ranking; None without a calibration, or where fewer than two candidates have a score.
 
-    scores: of all candidates, percent, in any order.
+    scores: of all candidates, percent, in any order. epochs: see `Advice`.
     """
     scores_pct = torch.tensor(scores)
     if calibration is None or int(scores_pct.isfinite().sum()) < 2:
@@ -96,6 +101,7 @@ def advise(
     is_settled = head.is_distinguishable and not unlike.is_unlike_all
     return Advice(
         predicted_pct=best_pct,
+        epochs=epochs,
         level=LEVEL,
         interval_pct=calibration.interval(best_pct, LEVEL, TOP_SHARE),
         head=head,

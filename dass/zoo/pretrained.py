@@ -16,7 +16,7 @@ from dass.kd.alone import train_alone
 from dass.kd.own_teacher import own_teacher, read_weights
 from dass.kd.teacher import SHORT_TEACHER_RECIPE, Teacher, teacher_run
 from dass.meta.calibration import Calibration
-from dass.meta.method import MetaMethod
+from dass.meta.method import MetaMethod, epochs_of
 from dass.precision import full_float32
 from dass.predictor import load_predictor
 from dass.records import Recipe
@@ -149,7 +149,13 @@ class Pretrained:
             data,
             is_selected=self.method.is_selected,
             advice=advise(
-                self.calibration, scorer, self.space, known, task.num_classes, [each.score for each in ranking.ranked]
+                self.calibration,
+                scorer,
+                self.space,
+                known,
+                task.num_classes,
+                [each.score for each in ranking.ranked],
+                epochs=epochs_of(self.method.spec),
             ),
         )
 

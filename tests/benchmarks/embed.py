@@ -3,8 +3,8 @@
     python -m tests.benchmarks embed [--json] [--candidates N] [--device cpu|cuda] [--rounds R]
     python -m tests.benchmarks embed --stream [--json] [--points N ...]
 
-Uniform `paper5` candidates at 64 px, on all threads of torch, in float32 (without TF32). Two references, each measured on
-a few of the same students and scaled, because their time is linear in the number:
+Uniform `paper5` candidates at 64 px, on all threads of torch, in float32 (without TF32). Two references, each measured
+on a few of the same students and scaled, because their time is linear in the number:
 
 - *published*: each student built, remapped from the teacher and run alone, as in the released code;
 - *strong*: the best that plain PyTorch gives one at a time: nothing drawn for the weights, channels-last, inference mode.

@@ -75,8 +75,8 @@ def medians(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
 def convolution_limit(student: Student, resolution: int, device: torch.device | str = "cpu") -> float:
     """FLOP/s: the best rate of a plain 3x3 convolution with as many channels in as out, among those of `student`.
 
-    On all threads of torch, float32 (TF32 on a GPU where torch allows it), channels-last, inference mode; a multiply-add
-    is two FLOPs.
+    On all threads of torch, float32 (TF32 on a GPU where torch may use it), channels-last, inference mode; a
+    multiply-add is two FLOPs.
     """
     num, calls = (GPU_RATE_BATCH, GPU_RATE_CALLS) if torch.device(device).type == "cuda" else (RATE_BATCH, 1)
     best = 0.0

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.benchmarks import cohort
 from tests.benchmarks.cohort import average_students, executed_flops, main, make_site, train_cohort, utilisation
 
 TINY = ["--cohorts", "1", "2", "--images", "10", "--batch-size", "5", "--resolution", "8", "--rounds", "1"]
@@ -45,7 +47,11 @@ def test_students_of_average_cost_are_all_different() -> None:
     assert len(set(average_students(16, 64))) == 16
 
 
-def test_the_document_has_a_figure_for_every_side(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_document_has_a_figure_for_every_side(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observed = iter([[20.0, 40.0]])  # of one side in one round, and no other
+    monkeypatch.setattr(cohort, "utilisation", lambda _: nullcontext(next(observed)))
     main([*TINY, "--json"])
     document = json.loads(capsys.readouterr().out)
     assert document["medians"].keys() == {"published", "strong", "cohort 1", "next 1", "cohort 2", "next 2"}
@@ -55,12 +61,14 @@ def test_the_document_has_a_figure_for_every_side(capsys: pytest.CaptureFixture[
     assert document["sizes"]["images"] == 10
     assert document["peak_mb"] > 0
     assert document["limit_share"] > 0
+    assert document["gpu_utilisation_pct"] == 30.0
+    assert "GPU utilisation 30 % in cohort 2" in list(cohort.lines(document))
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """A GPU of which only the name is there."""
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="12-34"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="12-34"))
     return torch.device("cuda")
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from dass.errors import ConfigError, PredictorMismatchError, SchemaTooNewError, StoreError
 from dass.meta.episodes import Measured, Support
+from dass.meta.method import epochs_of
 from dass.predictor import (
     Inputs,
     MetaPredictor,
@@ -19,6 +20,7 @@ from dass.predictor import (
     to_percent,
     to_unit,
 )
+from dass.records import Recipe
 from dass.seeding import generator
 from dass.spaces import get_space
 from dass.tensors import pack_tensors, unpack_tensors
@@ -357,12 +359,24 @@ class TestFile:
         file = header["predictor"]
         header["predictor"] = {
             "version": 1,
-            "spec": {name: value for name, value in file["spec"].items() if name != "support_students"},
+            "spec": {name: value for name, value in file["spec"].items() if name not in ("support_students", "recipe")},
             "is_selected": True,
         }
         loaded = load_predictor(pack_tensors(tensors, header))
         assert loaded.spec == predictor.spec
         assert loaded.num_support == 0
+
+    def test_it_says_after_how_many_epochs_students_have_what_it_foretells(self) -> None:
+        predictor = meta_predictor(recipe=Recipe(epochs=7).canonical)
+        assert epochs_of(load_predictor(predictor.save()).spec) == 7
+        assert epochs_of(load_predictor(meta_predictor().save()).spec) is None
+
+    @pytest.mark.parametrize("recipe", ["{", '{"epochs": "7"}', '{"epoch": 7}', "7"])
+    def test_a_recipe_that_is_none_is_refused(self, recipe: str) -> None:
+        tensors, header = unpack_tensors(meta_predictor().save())
+        header["predictor"]["spec"]["recipe"] = recipe
+        with pytest.raises(StoreError, match="canonical JSON"):
+            load_predictor(pack_tensors(tensors, header))
 
     def test_a_file_of_a_newer_version_says_so(self) -> None:
         tensors, header = unpack_tensors(meta_predictor().save())

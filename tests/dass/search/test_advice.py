@@ -17,6 +17,7 @@ from tests.dass.search.test_make_scorer import METHODS, TEACHER
 
 ADVICE = Advice(
     predicted_pct=61.23,
+    epochs=None,
     level=0.8,
     interval_pct=(55.04, 67.4),
     head=HeadConfidence(0.71, (0.4, 0.3, 0.3), 0.95),
@@ -38,6 +39,12 @@ def test_an_advice_in_words() -> None:
 @pytest.mark.parametrize(
     ("changed", "place", "sentence"),
     [
+        (
+            replace(ADVICE, epochs=6),
+            0,
+            "Predicted for the winner after 6 epochs: 61.2 %, with a chance of 80 % between 55.0 and 67.4 %, by tasks that were "
+            "held out.",
+        ),
         (replace(ADVICE, interval_pct=None), 0, "Too few tasks were held out for an interval of 80 %."),
         (
             replace(ADVICE, pilots=PilotPlan(0, is_enough=True, within_pct=0.5, regrets_pct=(0.3, 0.3), students=30)),
