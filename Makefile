@@ -24,13 +24,15 @@ chaos: $(READY)
 	$(BIN)/python -m tests.chaos inject --seed $$(date +%s)
 
 # Speed, measured side by side on this machine; python -m tests.benchmarks NAME --help tells the options of each.
-# This takes ten minutes; README tells the commands of its figures, which take an hour.
+# This takes a quarter of an hour; README tells the commands of its figures, which take an hour.
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks embed
+	$(BIN)/python -m tests.benchmarks embed --stream --points 10 100 1000 10000
 	$(BIN)/python -m tests.benchmarks cohort --cohorts 1 8 --rounds 2
 	$(BIN)/python -m tests.benchmarks meta
 	$(BIN)/python -m tests.benchmarks store --records 1000 10000
 	$(BIN)/python -m tests.benchmarks control-plane --runs 250 --lanes 1 2
+	$(BIN)/python -m tests.benchmarks quickstart
 
 check: $(READY)
 	$(BIN)/ruff check .

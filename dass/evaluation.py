@@ -35,8 +35,11 @@ class EvaluateConfig:
         metadata={"help": "sources such as imagefolder:PATH whose whole images are targets; beside the kept classes"},
     )
     bands: int | None = field(default=None, metadata={"help": "bands of MACs; none: 3, and 5 from 50 students on"})
+    short_epochs: int = field(default=3, metadata={"help": "epochs of a student under the method short_kd"})
 
     def __post_init__(self) -> None:
+        if self.short_epochs < 1:
+            raise ConfigError(f"evaluate.short_epochs must be >= 1, got {self.short_epochs}; set evaluate.short_epochs=3")
         if self.bands is not None and self.bands < 1:
             raise ConfigError(f"evaluate.bands must be >= 1, got {self.bands}; set evaluate.bands=none for the default")
 

@@ -21,6 +21,7 @@ from cluster.schema import build, damaged
 from cluster.teachers import load_teacher
 from dass.baselines import BaselineContext, build_baseline
 from dass.baselines.catalog import LearnedConfig, Method, begin_training, with_seed
+from dass.baselines.registry import SHORT_KD
 from dass.data.batches import ResidentBatches
 from dass.data.image_features import ImageEncoder, image_features, teacher_encoder
 from dass.errors import ObjectNotFoundError
@@ -179,6 +180,7 @@ class Evaluation:
             teacher=load_teacher(self.job.database, target.teacher, target.task.id),
             recipe=self.job.config.student,
             seed=seed,
+            short_epochs=self.job.config.evaluate.short_epochs,
         )
         return lambda: build_baseline(method.name, context)
 
@@ -266,7 +268,7 @@ class Evaluation:
         config = self.job.config
         return {
             "method": method.name,
-            "settings": None if method.learned is None else with_seed(method.learned, seed),
+            "settings": self._settings(method, seed),
             "seed": seed,
             "space": config.space,
             "recipe": config.student,
@@ -274,6 +276,12 @@ class Evaluation:
             "device": self._device.type,
             "version": SCORES_VERSION,
         }
+
+    def _settings(self, method: Method, seed: int) -> Any:  # noqa: ANN401 - any JSON type
+        """What else the configuration says of the method."""
+        if method.learned is not None:
+            return with_seed(method.learned, seed)
+        return self.job.config.evaluate.short_epochs if method.name == SHORT_KD else None
 
 
 def _records_id(method: Method, target: Target) -> str:

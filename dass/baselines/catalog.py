@@ -8,7 +8,7 @@ from typing import Any
 
 from dass.baselines.arch_only import ablations, maml, meta_sgd, unguided
 from dass.baselines.meta_d2a import MetaD2AConfig
-from dass.baselines.registry import BASELINES, UNSEEDED
+from dass.baselines.registry import BASELINES, SHORT_KD, UNSEEDED
 from dass.baselines.tans import TansConfig
 from dass.embed import draw_noise, noise_sha
 from dass.errors import ConfigError, DataError
@@ -138,4 +138,4 @@ def _learned(configs: Mapping[str, LearnedConfig]) -> dict[str, Method]:
 def _group_of(name: str) -> Group:
     if name in TRIVIAL:
         return Group.TRIVIAL
-    return Group.SHORT_TRAINING if name == "short_kd" else Group.ZERO_COST
+    return Group.SHORT_TRAINING if name == SHORT_KD else Group.ZERO_COST

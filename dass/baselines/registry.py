@@ -30,6 +30,7 @@ from dass.search.select import Scorer
 from dass.seeding import derive_seed
 from dass.spaces.space import SearchSpace
 
+SHORT_KD = "short_kd"
 Weights = Literal["scratch", "remap"]
 ProxyLoss = Literal["ce", "kd"]
 
@@ -158,7 +159,7 @@ BASELINES: Mapping[str, Callable[[BaselineContext], Scorer]] = MappingProxyType(
         "diswot": partial(_diswot, init="scratch"),
         "diswot+remap": partial(_diswot, init="remap"),
         "remap_accuracy": _remap_accuracy,
-        "short_kd": _short_kd,
+        SHORT_KD: _short_kd,
     }
 )
 """How to build each baseline. `+kd`: under the loss of distillation; `+remap`: on remapped weights."""

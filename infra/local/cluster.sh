@@ -51,8 +51,10 @@ start() {
 
 submit() {
     is_running || fail "a cluster must run, got none in $folder; run $0 start"
-    local id="dass-$1-$(date +%s)-$$"
-    ray job submit --address "$address" --submission-id "$id" --working-dir "$root" -- python -m jobs "$@" || true
+    local id="dass-$1-$(date +%s)-$$" version
+    version=$(git -C "$root" describe --always --dirty --exclude='*' 2>/dev/null) || version=""  # Ray's copy is without .git
+    ray job submit --address "$address" --submission-id "$id" --working-dir "$root" \
+        --runtime-env-json "{\"env_vars\": {\"DASS_CODE_VERSION\": \"$version\"}}" -- python -m jobs "$@" || true
     # the command line exits with 1 for every failure; the job's own code is in its details
     ADDRESS=$address ID=$id python - <<'END'
 import os, sys

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from cluster.settings import LaneConfig
 from dass.data.tasks import DataConfig
+from dass.evaluation import EvaluateConfig
 from dass.kd.teacher import TEACHER_RECIPE
 from dass.meta.train import MetaConfig
 from dass.records import Recipe
@@ -56,4 +57,5 @@ def tiny10_32px() -> Config:
         lanes=LaneConfig(num=2, cpus=1.0, threads=1, cohort_size=16, checkpoint_s=60.0, lease_s=120.0),
         meta=MetaConfig(episodes=300, unit="teacher", inputs="AR", encoding="stages"),
         collect=CollectConfig(students_per_task=30, target_students=30, target_repeats=10),
+        evaluate=EvaluateConfig(short_epochs=1),
     )

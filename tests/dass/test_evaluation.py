@@ -121,6 +121,8 @@ class TestBands:
     def test_no_band_at_all_is_refused(self) -> None:
         with pytest.raises(ConfigError, match=r"evaluate\.bands must be >= 1, got 0"):
             EvaluateConfig(bands=0)
+        with pytest.raises(ConfigError, match=r"evaluate.short_epochs must be >= 1, got 0"):
+            EvaluateConfig(short_epochs=0)
 
 
 class TestRepeats:

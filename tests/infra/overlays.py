@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,11 @@ class Pod:
     @property
     def container(self) -> Resource:
         return dict(self.spec["containers"][0])
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """The custom resources that Ray is started with, as the shell of KubeRay's command hands them on."""
+        return dict(json.loads(*shlex.split(self.start["resources"]))) if "resources" in self.start else {}
 
 
 @functools.cache

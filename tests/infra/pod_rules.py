@@ -32,7 +32,7 @@ def waits_fit_together(resources: list[Resource], overlay: str) -> Iterator[str]
             head_drain_s = drain_s
             if not 3 < float(found["RAY_JOB_STOP_WAIT_TIME_S"]) < drain_s:
                 yield f"the driver must end within the drain, got {found['RAY_JOB_STOP_WAIT_TIME_S']} and {drain_s}"
-        elif grace_s > NOTICE_S.get(overlay, grace_s):
+        elif pod.group.endswith("-spot") and grace_s > NOTICE_S.get(overlay, grace_s):
             yield f"{pod.group}: the grace period must fit a spot notice of {NOTICE_S[overlay]}, got {grace_s}"
         if not 0 < drain_s < grace_s:
             yield f"{pod.group}: a drain must end before the grace period, got {drain_s} and {grace_s}"
@@ -171,6 +171,9 @@ def names_are_known_to_ray(resources: list[Resource], overlay: str) -> Iterator[
         if unknown := pod.start.keys() - options:
             yield f"{pod.group}: `ray start` must know the option, got {unknown}"
     for spec in cluster_specs(resources):
+        told = {each["name"] for each in spec.get("autoscalerOptions", {}).get("env", [])}
+        if unknown := {name for name in told if not _is_read(name)}:
+            yield f"autoscaler: Ray must read the variable, got {unknown}"
         if spec["rayVersion"] != version("ray"):
             yield f"rayVersion must be that of the lock file, {version('ray')}, got {spec['rayVersion']}"
 

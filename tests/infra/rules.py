@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from tests.infra import pod_rules, site_rules
+from tests.infra import fleet_rules, pod_rules, site_rules
 from tests.infra.kustomize import Resource
 
 RULES: tuple[Callable[[list[Resource], str], Iterator[str]], ...] = (
@@ -14,6 +14,8 @@ RULES: tuple[Callable[[list[Resource], str], Iterator[str]], ...] = (
     pod_rules.probes_ask_what_answers,
     pod_rules.names_are_known_to_ray,
     pod_rules.one_image_serves_all,
+    fleet_rules.on_demand_is_reached,
+    fleet_rules.drivers_have_a_place,
     site_rules.heads_are_protected,
     site_rules.ports_are_open_and_no_others,
     site_rules.selectors_find_pods,

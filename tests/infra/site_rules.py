@@ -13,9 +13,11 @@ import typer
 
 from dass.errors import DassError
 from jobs.__main__ import app, configured
+from jobs.config import Config
 from tests.infra.kustomize import Resource
 from tests.infra.overlays import cluster_specs, of_kind, pods, ray_pods, selects
 
+CHECKPOINT_S = 900  # where each is paid by the GB, infra/README.md has the sum
 PORT_OPTIONS = re.compile(
     r"(node-manager|object-manager|runtime-env-agent|dashboard-agent-grpc|dashboard-agent-listen|metrics-export)-port"
 )
@@ -114,6 +116,7 @@ def entrypoints_are_commands(resources: list[Resource], overlay: str) -> Iterato
             if not config.data.source:
                 raise ValueError("the recipe needs --data")
             yield from _store_is_reached(given["store"], overlay)
+            yield from _is_bounded(config, overlay)
         except (ValueError, IndexError, DassError, typer.TyperException) as error:
             yield f"the entrypoint must be a command of this version, got {error}"
 
@@ -121,6 +124,15 @@ def entrypoints_are_commands(resources: list[Resource], overlay: str) -> Iterato
 def _store_is_reached(store: str, overlay: str) -> Iterator[str]:
     if not store.startswith("/store/" if overlay == "kind" else "s3://"):
         yield f"every node must reach the store, got {store}"
+
+
+def _is_bounded(config: Config, overlay: str) -> Iterator[str]:
+    if overlay != "kind" and config.collect.max_cost is None:
+        yield "a job on rented machines must have a limit, got no collect.max_cost"
+    if config.prices.market != "on_demand":
+        yield f"a budget must count lanes that fell back to on demand, got prices.market={config.prices.market}"
+    if overlay == "gke" and config.lanes.checkpoint_s < CHECKPOINT_S:
+        yield f"checkpoints that leave the cloud must be rare, {CHECKPOINT_S} s, got {config.lanes.checkpoint_s}"
 
 
 def kuberay_takes_it(resources: list[Resource], overlay: str) -> Iterator[str]:

@@ -1,14 +1,18 @@
 """Ray's own autoscaler reads the rendered clusters and decides: which group, in which order, and nothing without work."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
-from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig, InstanceReconcileConfig
+from ray.autoscaler.v2.instance_manager.subscribers import cloud_resource_monitor
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 
+from cluster.runtime import DRIVER_RESOURCE
 from jobs.recipes import get_recipe
+from tests.infra.fleet_rules import RECOVERY, WAIT, settings_s
 from tests.infra.kustomize import Resource
 from tests.infra.overlays import OVERLAYS, of_kind, rendered
 
@@ -20,14 +24,16 @@ def cluster_of(overlay: str) -> Resource:
     return cluster
 
 
-def launched(cluster: Resource, lanes: list[dict[str, float]], failing: tuple[str, ...] = ()) -> dict[str, int]:
+def launched(
+    cluster: Resource, lanes: list[dict[str, float]], availabilities: dict[str, float] | None = None
+) -> dict[str, int]:
     """How many nodes of each group Ray's scheduler starts for lanes of these resources, head aside.
 
-    failing: groups whose last launch has just failed.
+    availabilities: what Ray's monitor says of groups that failed to start, 0 just now to 1 long ago.
     """
     config = AutoscalingConfig(_derive_autoscaling_config_from_ray_cr(cluster), skip_content_hash=True)
     types = config.get_node_type_configs()
-    availabilities = {name: 0.0 if name in failing else 1.0 for name in types}
+    availabilities = availabilities or {}
     request = SchedulingRequest(
         disable_launch_config_check=True,
         node_type_configs=types,
@@ -60,7 +66,43 @@ def test_without_work_there_is_no_worker(overlay: str) -> None:
 def test_a_group_that_fails_to_start_makes_way_for_the_next_one(overlay: str) -> None:
     """Spot before on demand, small before large."""
     for number, group in enumerate(PREFERRED):
-        assert launched(cluster_of(overlay), [lane("tiny10")], tuple(PREFERRED[:number])) == {group: 1}
+        failed = dict.fromkeys(PREFERRED[:number], 0.0)
+        assert launched(cluster_of(overlay), [lane("tiny10")], failed) == {group: 1}
+
+
+def tried(cluster: Resource, wait_s: float, recovery_s: float, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The groups that Ray asks for a node, one after another, while none comes: four times."""
+    now = 1e9
+    monkeypatch.setattr(cloud_resource_monitor, "RAY_AUTOSCALER_AVAILABILITY_RECOVERY_S", recovery_s)
+    monkeypatch.setattr(cloud_resource_monitor, "time", SimpleNamespace(time=lambda: now))
+    monitor, found = cloud_resource_monitor.CloudResourceMonitor(), []
+    for _ in PREFERRED:
+        [group] = launched(cluster, [lane("tiny10")], monitor.get_recoverable_resource_availabilities())
+        found.append(group)
+        now += wait_s
+        monitor.allocation_timeout(SimpleNamespace(instance_type=group))
+        now += 10  # until the autoscaler looks again
+    return found
+
+
+@pytest.mark.parametrize("overlay", ["eks", "gke"])
+def test_without_spot_capacity_on_demand_is_reached(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = cluster_of(overlay)
+    told = settings_s(cluster["spec"])
+    assert tried(cluster, told[WAIT], told[RECOVERY], monkeypatch) == PREFERRED
+
+
+def test_with_the_values_of_ray_it_would_not_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait_s = InstanceReconcileConfig().allocate_status_timeout_s
+    recovery_s = cloud_resource_monitor.RAY_AUTOSCALER_AVAILABILITY_RECOVERY_S
+    assert tried(cluster_of("eks"), wait_s, recovery_s, monkeypatch) == 2 * PREFERRED[:2]
+
+
+def test_drivers_beyond_those_of_the_head_bring_a_node_of_their_own() -> None:
+    drivers = [{DRIVER_RESOURCE: 1.0}]
+    assert launched(cluster_of("eks"), 30 * drivers) == {}
+    assert launched(cluster_of("eks"), 31 * drivers) == {"drivers": 1}
+    assert launched(cluster_of("gke"), 150 * drivers) == {"drivers": 2}
 
 
 def test_more_lanes_than_a_group_may_have_go_on_to_the_next_one() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from cluster.runtime import CODE_VERSION_ENV
 from tests.infra.overlays import INFRA, ROOT, pods, site
 
 DOCKERFILE = (INFRA / "Dockerfile").read_text()
@@ -87,10 +88,20 @@ def test_it_runs_as_the_user_of_the_manifests() -> None:
 
 
 def test_both_stages_are_the_python_that_the_project_is_checked_with() -> None:
-    [base] = [step for step in STEPS if step.startswith("ARG ")]
+    base, *_ = [step for step in STEPS if step.startswith("ARG ")]
     assert re.fullmatch(r"ARG PYTHON=python:3\.11\.\d+-slim-\w+", base)
     assert PROJECT["tool"]["mypy"]["python_version"] == "3.11"
     assert [step.split()[1] for step in STEPS if step.startswith("FROM ")] == ["${PYTHON}"] * 2
+
+
+def test_the_image_knows_its_commit() -> None:
+    """In the last stage, after all that takes long: a new commit does not make the layers anew."""
+    at = STEPS.index(f'ARG {CODE_VERSION_ENV}=""')
+    assert STEPS[at + 1] == f"ENV {CODE_VERSION_ENV}=${{{CODE_VERSION_ENV}}}"
+    assert not any(step.startswith(("FROM ", "COPY ", "RUN ")) for step in STEPS[at:])
+    builds = re.findall(r"docker build .*", (INFRA / "README.md").read_text())
+    assert len(builds) == 3
+    assert all(f"--build-arg {CODE_VERSION_ENV}=$" in build for build in builds)
 
 
 def test_everything_is_installed_where_a_login_shell_looks() -> None:

@@ -2,14 +2,23 @@
 
 import re
 import shlex
+import shutil
+import subprocess
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
-from jobs.__main__ import app
-from tests.infra.overlays import INFRA, KUBERAY, ROOT, of_kind, rendered
+from dass.cost import count_params
+from dass.seeding import generator
+from dass.spaces import get_space
+from jobs.__main__ import app, configured
+from jobs.recipes import get_recipe
+from tests.infra.fleet_rules import RECOVERY, WAIT, settings_s
+from tests.infra.kustomize import render
+from tests.infra.overlays import INFRA, KUBERAY, ROOT, cluster_specs, of_kind, rendered
 from tests.infra.terraform import Folder
 
 README = (INFRA / "README.md").read_text()
@@ -47,7 +56,67 @@ def test_replaced_texts_stand_in_the_files() -> None:
         *_, script, path = shlex.split(line)
         for old in re.findall(r"s\|([^|]+)\|", script):
             assert old in (ROOT / path).read_text(), f"{path} has no {old}"
-    assert len(commands("sed ")) == 6
+    assert len(commands("sed ")) == 7
+
+
+def test_components_are_listed_as_it_says(tmp_path: Path) -> None:
+    kuberay = tmp_path / "infra" / "kuberay"
+    shutil.copytree(KUBERAY, kuberay)
+    lines = [line for line in LINES if "components/" in line and not line.startswith("kubectl ")]
+    assert len(lines) == 2
+    for line in lines:
+        subprocess.run(["bash", "-c", line], cwd=tmp_path, check=True, timeout=10)
+    assert of_kind(render(kuberay / "overlays" / "eks"), "PodMonitor")
+    [job] = of_kind(render(kuberay / "overlays" / "eks" / "job"), "RayJob")
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "dass"
+    assert "tiny10" in job["spec"]["entrypoint"]
+
+
+def test_variables_are_set_before_they_are_used() -> None:
+    known: set[str] = set()
+    for line in LINES:
+        known |= set(re.findall(r"(?:export|\s)\s*([A-Z_]+)=", line)) if line.startswith("export ") else set()
+        used = set(re.findall(r"\$\{?([A-Z_]+)", line))
+        assert used <= known, line
+    assert {"MY_ADDRESS", "AWS_REGION", "AWS_DEFAULT_REGION", "PROJECT", "STORE"} <= known
+
+
+def test_what_was_applied_is_destroyed_with_the_same_values() -> None:
+    for root in ("aws", "gcp"):
+        given = [
+            set(re.findall(r"-var \"?(\w+)=", line)) for line in commands(f"terraform -chdir=infra/terraform/{root} ")
+        ]
+        applied, destroyed = [each for each in given if each]
+        assert applied == destroyed
+
+
+def test_old_checkpoints_go_from_every_store_that_it_names() -> None:
+    stores = {path.removeprefix("/") for path in re.findall(r"--store \$STORE(\S*)", "\n".join(LINES))}
+    assert stores == {"", "first"}
+    for root in ("aws", "gcp"):
+        assert Folder.read(root).default("stores") == ["", "first/"]
+
+
+def test_what_it_says_of_waiting_is_what_the_manifests_say() -> None:
+    for spec in cluster_specs(rendered("overlays/eks/cluster", "overlays/gke/cluster")):
+        told = settings_s(spec)
+        assert told[WAIT] == 15 * 60
+        assert told[RECOVERY] == 3600
+        assert 2 * told[WAIT] == 30 * 60
+    for words in ("given up after 15 minutes", "comes last for an hour", "asked for after half an hour"):
+        assert words in README.replace("\n  ", " ")
+
+
+def test_the_bounds_of_a_job_are_those_of_the_manifests() -> None:
+    [job] = of_kind(rendered("overlays/gke/job"), "RayJob")
+    given = shlex.split(job["spec"]["entrypoint"])
+    settings = [given[at + 1] for at, word in enumerate(given) if word == "--set"]
+    config = configured("tiny10", settings, "parquet:x")
+    assert f"`collect.max_cost`, {config.collect.max_cost:g} USD" in README
+    assert f"`lanes.checkpoint_s={config.lanes.checkpoint_s:g}`" in README
+    assert job["spec"]["activeDeadlineSeconds"] == 7 * 86400
+    assert f"with `backoffLimit` {job['spec']['backoffLimit']} four weeks at worst" in README
+    assert job["spec"]["backoffLimit"] + 1 == 4
 
 
 def test_values_given_to_terraform_and_taken_from_it_are_there() -> None:
@@ -69,7 +138,7 @@ def test_names_in_the_cluster_are_those_of_the_manifests() -> None:
     assert f"wait raycluster/{cluster['metadata']['name']} " in text
     assert f"service/{cluster['metadata']['name']}-head-svc 8265" in text
     assert f"get rayjob {job['metadata']['name']} " in text
-    assert set(re.findall(r"--namespace ([\w-]+)", text)) == {"dass", "kuberay", "kube-system"}
+    assert set(re.findall(r"--namespace ([\w-]+)", text)) == {"dass", "kuberay", "kube-system", "monitoring"}
     gate = "GCSFaultToleranceEmbeddedStorage"
     assert cluster["spec"]["gcsFaultToleranceOptions"]["backend"] == "rocksdb"
     assert text.count(gate) == text.count("kuberay/kuberay-operator --version 1.7.0") == 2
@@ -85,7 +154,7 @@ def sources() -> str:
 # What others say: Kubernetes, KubeRay and Ray.
 OTHERS = {
     *("Pending", "violates PodSecurity", "RayJobDeletionPolicy", "GCSFaultToleranceEmbeddedStorage", "Unauthenticated"),
-    *("OOMKilled", "Evicted", "ephemeral-storage"),
+    *("OOMKilled", "Evicted", "ephemeral-storage", "STOPPED"),
 }
 
 
@@ -109,10 +178,9 @@ def test_a_message_that_is_not_ours_would_be_found() -> None:
 
 def test_settings_that_the_runbook_names_exist() -> None:
     from jobs.config import keys
-    from jobs.recipes import get_recipe
 
     legal = {key for key, *_ in keys(get_recipe("tiny10"))}
-    named = set(re.findall(r"`((?:lanes|data|student|collect)\.\w+)`", README))
+    named = set(re.findall(r"`((?:lanes|data|student|collect|prices)\.\w+)[`=]", README))
     assert len(named) > 6
     assert named <= legal
 
@@ -132,3 +200,18 @@ def test_the_example_of_the_costs_adds_up() -> None:
     assert f"{devices_h:.0f} device-hours x 0.40 = {round(devices_h) * 0.40:.2f}" in README.replace("\n", " ")
     assert f"{hours:.1f} hours x 0.55 = {round(hours, 1) * 0.55 - 1e-9:.2f}" in README.replace("\n", " ")
     assert pytest.approx(0.55, abs=0.01) == 0.40 + 0.10 + 0.045
+
+
+def test_the_traffic_of_checkpoints_adds_up() -> None:
+    recipe = get_recipe("tiny10")
+    space = get_space(recipe.space)
+    students = space.sample(2000, generator("students", 0, "costs"), recipe.collect.sampler)
+    params = sum(count_params(student, 40) for student in students) / len(students)
+    assert params == pytest.approx(2.32e6, rel=0.03)
+    state_mb = 2.32 * 4 * 2  # weights and momentum, float32
+    cohort_mb = state_mb * recipe.lanes.cohort_size
+    assert f"{state_mb:.0f} MB of weights and momentum, {cohort_mb:.0f} MB" in README
+    for seconds in (recipe.lanes.checkpoint_s, 900):
+        gb = cohort_mb / 1000 * 3600 / seconds
+        assert f"{gb:.1f} GB" in README
+        assert f"{gb * (0.12 + 0.045):.2f} USD" in README.replace("\n", " ")

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
+from cluster.runtime import DRIVER_RESOURCE
+from tests.infra.fleet_rules import JOB_START
 from tests.infra.kustomize import Resource, operate
 from tests.infra.overlays import OVERLAYS, of_kind, site
 from tests.infra.rules import broken
@@ -27,6 +29,8 @@ def test_what_monitors_keeps_the_rules(rendered_with: Callable[[str, str], list[
 
 GROUP, HEAD = "/spec/workerGroupSpecs/0", "/spec/headGroupSpec/template/spec"
 WORKER, START = f"{GROUP}/template/spec", f"{GROUP}/rayStartParams"
+DRIVERS, HEAD_START = "/spec/workerGroupSpecs/5", "/spec/headGroupSpec/rayStartParams"
+TOLD = "/spec/autoscalerOptions/env"
 RULES, PART_OF = "/spec/deletionStrategy/deletionRules", "app.kubernetes.io~1part-of"
 
 # In which resource, what is done to it, and the words in the complaint.
@@ -36,6 +40,9 @@ REMOVED = [
     ("RayCluster dass", f"{WORKER}/securityContext/runAsNonRoot", "not root"),
     ("RayCluster dass", f"{WORKER}/containers/0/securityContext/capabilities", "drop ALL"),
     ("RayCluster dass", "/spec/autoscalerOptions/securityContext", "autoscaler: a container"),
+    ("RayCluster dass", f"{TOLD}/1", "how long to wait"),
+    ("RayCluster dass", f"{HEAD_START}/resources", "lanes must be driven from"),
+    ("RayCluster dass", f"{DRIVERS}/rayStartParams/resources", "lanes must be driven from"),
     ("RayCluster dass", f"{WORKER}/volumes/0", "every mount a volume"),
     ("RayCluster dass", f"{WORKER}/automountServiceAccountToken", "no business"),
     ("RayJob dass-collect", f"{RULES}/0", "no later than its job"),
@@ -61,6 +68,22 @@ CHANGED = [
     ("RayCluster dass", "/spec/authOptions/secretName", "dass-token", "token of one Secret"),
     ("RayCluster dass", f"{WORKER}/containers/0/image", "dass:1", "one image"),
     ("RayCluster dass", "/spec/autoscalerOptions/version", "v1", "priorities"),
+    ("RayCluster dass", f"{TOLD}/0/name", "RAY_AUTOSCALER_ALLOCATE_TIMEOUT_S", "Ray must read the variable"),
+    ("RayCluster dass", f"{TOLD}/0/value", "3600", "come last until on demand"),
+    ("RayCluster dass", f"{TOLD}/0/value", "300", "time to boot"),
+    ("RayCluster dass", f"{TOLD}/1/value", "1800", "come last until on demand"),
+    ("RayCluster dass", f"{TOLD}/2/value", "120", "while lanes start"),
+    ("RayCluster dass", f"{HEAD_START}/resources", "'{\"drivers\": 30}'", "must ask for the resource"),
+    ("RayCluster dass", f"{HEAD_START}/resources", f"'{{\"{DRIVER_RESOURCE}\": 90}}'", "drivers must fit"),
+    ("RayCluster dass", f"{START}/resources", f"'{{\"{DRIVER_RESOURCE}\": 1}}'", "from nowhere else"),
+    ("RayCluster dass", f"{DRIVERS}/template/spec/tolerations", [{"key": "dass/spot"}], "not be on spot"),
+    ("RayCluster dass", f"{DRIVERS}/rayStartParams/num-cpus", "6", "beside drivers"),
+    (
+        "RayCluster dass",
+        f"{DRIVERS}/template/spec/containers/0/envFrom",
+        [{"configMapRef": {"name": "dass-worker"}}],
+        "outlast the drain of workers",
+    ),
     ("RayCluster dass", f"{WORKER}/volumes/3/projected/sources/0/serviceAccountToken/path", "t", "token for AWS"),
     ("RayJob dass-collect", "/spec/entrypoint", "python -m jobs colect --store s3://a", "is no verb"),
     ("RayJob dass-collect", "/spec/entrypoint", "python -m jobs collect --sotre s3://a", "No such option"),
@@ -73,11 +96,24 @@ CHANGED = [
         "needs --data",
     ),
     ("RayJob dass-collect", "/spec/entrypoint", "python -m jobs collect --store runs", "reach the store"),
+    (
+        "RayJob dass-collect",
+        "/spec/entrypoint",
+        "python -m jobs collect --recipe digits --store s3://a",
+        "have a limit",
+    ),
+    (
+        "RayJob dass-collect",
+        "/spec/entrypoint",
+        "python -m jobs collect --recipe digits --set prices.market=spot --store s3://a",
+        "fell back to on demand",
+    ),
     ("RayJob dass-collect", "/spec/suspend", True, "may be suspended"),
     ("RayJob dass-collect", "/spec/shutdownAfterJobFinishes", True, "not by both"),
     ("RayJob dass-collect", f"{RULES}/0/condition/ttlSeconds", 700000, "no later than its job"),
     ("ConfigMap dass-worker", "/data/RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "95", "before the grace"),
     ("ConfigMap dass-head", "/data/RAY_JOB_STOP_WAIT_TIME_S", "3", "driver must end"),
+    ("ConfigMap dass-head", f"/data/{JOB_START}", "900", "outwait the spot groups"),
     ("ConfigMap dass-head", "/data/RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "60", "outlast the drain"),
     ("ConfigMap dass-head", "/data/RAY_JOB_STOP_WAIT_S", "45", "must read the variable"),
     ("ConfigMap dass-head", "/data/AWS_SECRET_ACCESS_KEY", "x", "no key"),
@@ -99,3 +135,10 @@ def test_a_planted_mistake_is_found(where: str, operation: dict[str, object], wo
     [resource] = [each for each in of_kind(resources, kind) if each["metadata"]["name"] == name]
     operate(resource, operation)
     assert words in "\n".join(broken(resources, "eks"))
+
+
+def test_checkpoints_that_cost_more_than_the_gpu_are_found() -> None:
+    resources = site("gke")
+    [job] = of_kind(resources, "RayJob")
+    job["spec"]["entrypoint"] = job["spec"]["entrypoint"].replace("--set lanes.checkpoint_s=900", "")
+    assert "must be rare" in "\n".join(broken(resources, "gke"))

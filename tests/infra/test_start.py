@@ -1,6 +1,7 @@
 """A head started for real with the start parameters of the manifests: what the probes ask answers, and to whom."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -49,7 +50,7 @@ def started(ports: dict[str, int], tmp_path_factory: pytest.TempPathFactory) -> 
     }
     env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "1"  # nothing runs here that could be waited for
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--no-monitor"]
-    command += [f"--{option}={value}" for option, value in params.items()]
+    command += [f"--{option}={''.join(shlex.split(value))}" for option, value in params.items()]
     log = tmp_path_factory.mktemp("head") / "log"
     with log.open("wb") as out, subprocess.Popen(command, env=env, stdout=out, stderr=out) as process:
         try:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from cluster.checkpoints import FOLDER as CHECKPOINTS
-from tests.infra.kustomize import Resource
 from tests.infra.overlays import environment, of_kind, ray_pods, rendered, site
 from tests.infra.terraform import FOLDERS, ROOTS, TERRAFORM, Folder, problems
 
@@ -142,11 +141,13 @@ def test_the_bucket_is_closed_encrypted_and_without_versions() -> None:
 
 
 def test_uploads_end_and_old_checkpoints_go_but_nothing_else_does() -> None:
-    rules: list[Resource] = settings_of("lifecycle_configuration")["rule"]
-    [uploads, checkpoints] = rules
+    [uploads] = settings_of("lifecycle_configuration")["rule"]
     assert uploads["abort_incomplete_multipart_upload"] == [{"days_after_initiation": 2}]
     assert "expiration" not in uploads
-    assert checkpoints["filter"] == [{"prefix": f"${{var.prefix}}/{CHECKPOINTS}"}]
+    [repeated] = settings_of("lifecycle_configuration")["dynamic"]
+    assert repeated["rule"]["for_each"] == "${toset(var.stores)}"
+    [checkpoints] = repeated["rule"]["content"]
+    assert checkpoints["filter"] == [{"prefix": f"${{var.prefix}}/${{rule.value}}{CHECKPOINTS}"}]
     assert checkpoints["expiration"] == [{"days": "${var.checkpoint_days}"}]
 
 

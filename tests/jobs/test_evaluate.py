@@ -194,6 +194,14 @@ class TestDocument:
         assert len({record.run.student for record in target.ranked}) == len(target.ranked)
 
 
+def test_short_kd_is_of_so_many_epochs(place: Path) -> None:
+    short = (*SMOKE, "--methods", "short_kd", "--seeds", "1", "--store", place, "--json")
+    found = json.loads(call(*short, "--set", "evaluate.short_epochs=1").out)
+    assert found["groups"] == {"short_kd": "short training"}
+    assert json.loads(call(*short, "--set", "evaluate.short_epochs=1", "--dry-run").out)["pending"] == 0
+    assert json.loads(call(*short, "--set", "evaluate.short_epochs=2", "--dry-run").out)["pending"] == 1
+
+
 class TestTable:
     def test_it_shows_all_methods_best_first_and_says_what_the_times_are(
         self, evaluated: tuple[Path, dict[str, Any]], tmp_path: Path

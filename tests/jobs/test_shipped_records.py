@@ -16,6 +16,7 @@ from cluster.documents import get_task, list_documents
 from cluster.objects import FolderStore
 from dass.networks import build
 from dass.records import Status, Student
+from dass.report.wording import brief
 from dass.seeding import generator
 from dass.threads import one_thread
 from dass.zoo import PREDICTOR, RECORDS, load
@@ -38,6 +39,7 @@ def test_the_predictor_is_a_small_file_made_as_its_recipe_says() -> None:
     spec, meta = predictor.method.spec, recipe.meta
     for name in ("inputs", "encoding", "unit", "guided", "inner_steps", "map_norm", "hidden_dim"):
         assert getattr(spec, name) == getattr(meta, name)
+    assert spec.recipe == recipe.student.canonical
     assert predictor.method.is_selected
     assert PREDICTOR.stat().st_size < 20e6
 
@@ -99,7 +101,8 @@ def replayed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_the_table_in_the_readme_is_what_the_shipped_records_say(replayed: dict[str, Any]) -> None:
     lines = (ROOT / "README.md").read_text().split("\n### Results\n")[1].split("\n## ")[0].splitlines()
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    assert head == ["method", "Spearman", "95 %", "in bands", "regret@1", "regret@5", *sorted(TARGETS)]
+    of_all = ["method", "Spearman", "95 %", "in bands", "regret@1", "regret@5", "per candidate", "to adapt"]
+    assert head == [*of_all, *sorted(TARGETS)]
     told = {row[0].strip("`*"): row[1:] for row in rows}
     best_of = {name.split("+")[0]: name for name in reversed(replayed["order"])}  # of the variants of a proxy
     assert list(told) == [name for name in replayed["order"] if name in best_of.values()]
@@ -110,9 +113,10 @@ def test_the_table_in_the_readme_is_what_the_shipped_records_say(replayed: dict[
             of_target[target]["mean"] for target in sorted(TARGETS)
         ]
         low, high = overall["spearman"]["low"], overall["spearman"]["high"]
-        means, interval = [cells[0], *cells[2:]], cells[1]
+        means, interval, times = [cells[0], *cells[2:5], *cells[7:]], cells[1], cells[5:7]
         assert means == [number(value, digits=1 if 2 <= index < 4 else 2) for index, value in enumerate(values)]
         assert interval == ("" if low is None else f"{number(low)} to {number(high)}")
+        assert times == [brief(overall[metric]["mean"]) for metric in ("seconds_per_candidate", "adapt_s")]
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -117,6 +117,14 @@ def test_a_driver_tells_bad_input_by_its_code(cluster: LocalCluster, tmp_path: P
     assert "absolute path of a folder that all its machines share" in lost_store.stdout + lost_store.stderr
 
 
+@pytest.mark.parametrize("command", ["quickstart", "meta-train --tune 2", "search --workers 1"])
+def test_other_verbs_work_as_jobs_too(command: str, cluster: LocalCluster, store: Path) -> None:
+    verb, *options = command.split()
+    recipe = ("--recipe", "smoke", "--set", "tune.rungs=1")
+    answer = cluster.call("submit", verb, *recipe, *options, "--store", str(store))
+    assert answer.returncode == 0, answer.stdout
+
+
 def test_a_stopped_collection_keeps_its_checkpoints_and_goes_on_when_submitted_again(
     cluster: LocalCluster, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ module "store" {
   source           = "../store"
   bucket           = var.bucket
   prefix           = var.prefix
+  stores           = var.stores
   checkpoint_days  = var.checkpoint_days
   issuer           = aws_eks_cluster.main.identity[0].oidc[0].issuer
   namespace        = var.namespace

@@ -52,6 +52,16 @@ variable "prefix" {
   }
 }
 
+variable "stores" {
+  description = "Stores below the prefix, such as first/, whose old checkpoints are removed; empty is the prefix itself."
+  type        = list(string)
+  default     = ["", "first/"]
+  validation {
+    condition     = alltrue([for store in var.stores : can(regex("^([A-Za-z0-9_-]+/)*$", store))])
+    error_message = "stores must be names, each with a slash behind it, or empty; for example first/."
+  }
+}
+
 variable "checkpoint_days" {
   description = "Days after which a checkpoint is removed that no run has overwritten."
   type        = number
@@ -92,11 +102,16 @@ variable "pools" {
   }))
   default = {
     head           = { machines = ["m7i.2xlarge"], spot = false, min = 1, max = 2 }
+    drivers        = { machines = ["m7i.2xlarge"], spot = false, min = 0, max = 2 }
     cpu            = { machines = ["m7i.2xlarge", "m6i.2xlarge"], spot = false, min = 0, max = 4 }
     gpu-small-spot = { machines = ["g6.2xlarge", "g5.2xlarge"], spot = true, min = 0, max = 16 }
     gpu-small      = { machines = ["g6.2xlarge"], spot = false, min = 0, max = 8 }
     gpu-large-spot = { machines = ["g6e.2xlarge"], spot = true, min = 0, max = 8 }
     gpu-large      = { machines = ["g6e.2xlarge"], spot = false, min = 0, max = 4 }
+  }
+  validation {
+    condition     = !var.pools["drivers"].spot
+    error_message = "the pool drivers must be on demand: a lost driver takes its lanes along; set spot = false."
   }
   validation {
     condition     = !var.pools["head"].spot && var.pools["head"].min >= 1

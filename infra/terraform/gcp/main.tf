@@ -31,6 +31,7 @@ module "store" {
   source           = "../store"
   bucket           = var.bucket
   prefix           = var.prefix
+  stores           = var.stores
   checkpoint_days  = var.checkpoint_days
   issuer           = "https://container.googleapis.com/v1/${google_container_cluster.main.id}"
   namespace        = var.namespace

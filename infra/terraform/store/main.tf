@@ -16,6 +16,11 @@ variable "prefix" {
   type        = string
 }
 
+variable "stores" {
+  description = "Stores below the prefix, such as first/, whose old checkpoints are removed; empty is the prefix itself."
+  type        = list(string)
+}
+
 variable "checkpoint_days" {
   description = "Days after which a checkpoint is removed that no run has overwritten: its run is done or given up."
   type        = number
@@ -109,14 +114,17 @@ resource "aws_s3_bucket_lifecycle_configuration" "store" {
     }
   }
 
-  rule {
-    id     = "expire-checkpoints"
-    status = "Enabled"
-    filter {
-      prefix = "${var.prefix}/checkpoints/"
-    }
-    expiration {
-      days = var.checkpoint_days
+  dynamic "rule" {
+    for_each = toset(var.stores)
+    content {
+      id     = "expire-${var.prefix}/${rule.value}checkpoints"
+      status = "Enabled"
+      filter {
+        prefix = "${var.prefix}/${rule.value}checkpoints/"
+      }
+      expiration {
+        days = var.checkpoint_days
+      }
     }
   }
 }
