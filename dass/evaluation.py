@@ -39,7 +39,9 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         if self.short_epochs < 1:
-            raise ConfigError(f"evaluate.short_epochs must be >= 1, got {self.short_epochs}; set evaluate.short_epochs=3")
+            raise ConfigError(
+                f"evaluate.short_epochs must be >= 1, got {self.short_epochs}; set evaluate.short_epochs=3"
+            )
         if self.bands is not None and self.bands < 1:
             raise ConfigError(f"evaluate.bands must be >= 1, got {self.bands}; set evaluate.bands=none for the default")
 
