@@ -6,7 +6,7 @@
 #                                                     with the job's own code: 0 done, 1 failed, 2 bad input, 130 interrupted
 #   infra/local/cluster.sh ray ARGUMENT ...           Ray's command line, such as `ray job list`, with the token
 #   infra/local/cluster.sh stop                       ends it
-#   infra/local/cluster.sh quickstart                 start, submit quickstart, stop
+#   infra/local/cluster.sh quickstart [OPTION ...]    start, submit quickstart, stop
 #
 # DASS_CLUSTER is its folder (default .local/cluster: token, logs, and the store of `quickstart`); DASS_GCS_PORT and
 # DASS_DASHBOARD_PORT are its ports (default 6399, with the two that follow it, and 8265). Only this machine can reach them.
@@ -79,6 +79,6 @@ case "${1:-}" in
     submit) shift; [ $# -gt 0 ] || fail "submit needs a verb, such as: $0 submit quickstart --store \$PWD/dass-store"; submit "$@" ;;
     ray) shift; RAY_ADDRESS=$address ray "$@" ;;
     stop) stop ;;
-    quickstart) start; trap stop EXIT; submit quickstart --store "$folder/store" ;;
+    quickstart) shift; start; trap stop EXIT; submit quickstart --store "$folder/store" "$@" ;;
     *) sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac

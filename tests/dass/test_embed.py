@@ -10,6 +10,7 @@ import torch
 from dass.embed import Embedder, draw_noise, noise_sha
 from dass.errors import ConfigError
 from dass.networks import build
+from dass.precision import full_float32
 from dass.records import Init, Student
 from dass.remap import remap
 from dass.seeding import generator
@@ -47,6 +48,18 @@ def test_maps_equal_those_of_each_student_run_alone(preset: str) -> None:
     for student, found in zip(students, maps, strict=True):
         expected = plain_map(state, space.largest, student, "copy_paste_first")
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_maps_of_a_gpu_are_those_of_a_cpu_up_to_a_thousandth_of_the_largest() -> None:
+    space = get_space("paper5")
+    students = space.sample(40, generator("test", "gpu"))
+    embedder = Embedder(trained_like(space.largest, 0), space.largest, draw_noise(RESOLUTION))
+    with full_float32():
+        found = embedder.to(torch.device("cuda")).maps(students).cpu()
+    expected = embedder.maps(students)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("resolution", [8, 24, 64])
