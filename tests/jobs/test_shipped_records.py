@@ -60,7 +60,7 @@ def test_the_records_are_those_of_the_card_and_hold_neither_images_nor_weights(s
     students = Counter((names[record.run.task], record.run.seed) for record in records if record.run.teacher)
     splits = {f"tiny10-{index}" for index in range(10)}
     assert {name for name, seed in students if seed == 0} == splits | TARGETS
-    assert {students[name, 0] for name in splits} == {10}
+    assert {students[name, 0] for name in splits} == {20}
     assert {(students[name, 0], students[name, 1]) for name in TARGETS} == {(30, 10)}
     kinds = {key.split("/")[0] for key in store.list()}
     assert kinds == {"records", "documents", "blobs", "schema.json"}
@@ -174,7 +174,7 @@ def test_predictor_and_calibration_can_be_made_again_from_the_records(tmp_path: 
     assert answer.code == 0, answer.err
     found, shipped = json.loads(answer.out), read_predictor().calibration
     assert shipped is not None
-    assert found["spearman"] == pytest.approx(0.85, abs=0.05)
+    assert found["spearman"] == pytest.approx(0.86, abs=0.05)
     assert found["label_noise_pct"] == pytest.approx(shipped.label_noise_pct)
     assert found["half_width_pct"] == pytest.approx(shipped.half_width_pct(0.8), rel=0.2)
     assert load(output).method.spec == load().method.spec
