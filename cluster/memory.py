@@ -38,9 +38,12 @@ def share_of(settings: LaneConfig) -> float:
 
 
 def bound_memory(device: torch.device, share: float) -> None:
-    """Let this process use no more of a GPU than its share, so that lanes beside it have theirs; a CPU is not bounded."""
+    """Let torch use no more of the current GPU than this share, so that lanes beside this one have theirs.
+
+    What CUDA and its libraries take besides, some hundred MB a process, is not counted. A CPU is not bounded.
+    """
     if device.type == "cuda" and share < 1:
-        torch.cuda.set_per_process_memory_fraction(share, device)
+        torch.cuda.set_per_process_memory_fraction(share)
 
 
 class MemoryMeter:

@@ -115,6 +115,7 @@ def _excerpt(work: Work, pack: Pack) -> ResidentBatches:
 def _measure(work: Work, data: ResidentBatches) -> Samples:
     """Everything, one after the other, in this process."""
     keep_freed_memory()
+    torch.backends.cudnn.allow_tf32 = False  # as in a lane
     torch.set_num_threads(work.settings.threads)
     return _Bench(work, data).samples()
 

@@ -147,6 +147,7 @@ class _TrialActor(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any], job: TuneJob, tasks: list[Any]) -> None:
         """Take up the first trial; `tasks` is a reference in a list, so that the object store holds them once."""
         torch.set_num_threads(THREADS)
+        torch.backends.cudnn.allow_tf32 = False
         self._job, self._planned = job, job.by_name
         self._tasks = ray.get(tasks[0]).to(job.lanes.device)
         self.reset_config(config)

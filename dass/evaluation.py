@@ -80,7 +80,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What the noise of the labels allows on one target, by `students` students with several runs each, `runs` in all.
+    """What the noise of the labels allows on one target; `students` with several runs each, `runs` in all, tell the noise.
 
     between_runs: the expected Spearman between two independent single runs of every student. of_perfect: that between
     one run of every student and what runs of it give on average, the most that a method can expect; see `ceiling`.

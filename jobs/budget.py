@@ -10,6 +10,8 @@ from dass.errors import StoreError
 from jobs.console import usd
 from jobs.job import Job
 
+_PATIENCE_S = 3.0  # who looks is the driver, whose lanes and lease need it meanwhile
+
 
 class Budget:
     """What the lanes of a store have used against collect.max_device_hours and collect.max_cost.
@@ -20,7 +22,7 @@ class Budget:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._reports = LaneReports(open_store(job.store.url, job.config.lanes.report_s))
+        self._reports = LaneReports(open_store(job.store.url, _PATIENCE_S))
         self._is_limited = job.config.collect.max_device_hours is not None or job.config.collect.max_cost is not None
         # lanes of earlier versions reported nothing: their records tell what they took
         self._recorded = list(job.database.outlines().known.values()) if self._is_limited else []
@@ -33,14 +35,16 @@ class Budget:
         Raises:
             StoreError: the store fails at the first look. Later the last answer stands until it works again.
         """
-        now = time.monotonic()
-        if self._is_limited and now - self._looked_at >= self._job.config.lanes.report_s:
-            is_first, self._looked_at = math.isinf(self._looked_at), now
+        if self._is_limited and time.monotonic() - self._looked_at >= self._job.config.lanes.report_s:
             try:
                 self._answer = self._look()
-            except StoreError:
-                if is_first:
+            except StoreError as error:
+                if math.isinf(self._looked_at):
                     raise
+                self._job.console.say(
+                    f"note: what was used up could not be read, and is looked at again later: {error}"
+                )
+            self._looked_at = time.monotonic()
         return self._answer
 
     def _look(self) -> str | None:

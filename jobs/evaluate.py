@@ -9,7 +9,8 @@ The keys of the JSON document:
     failed      target -> name -> students without a score, which rank last (the most of any seed)
     groups      name -> trivial, zero-cost, short training or meta-learned
     records     target -> hash of all records that its results depend on, and how many students were ranked
-    ceiling     target -> what the noise of the labels allows (dass/evaluation.py), null where no student ran twice
+    ceiling     target -> what the noise of the labels allows (dass/evaluation.py), null where no student ran twice;
+                students and runs are those that tell the noise
     coverage    target -> {level, half_width_pct, share, winner_half_width_pct, winner_share}: how the predictor's intervals
                 held, of all students and of that ranked first; null without `calibrate`
     protocol    seeds, records of the meta-training, recipes, device, code: what another evaluation must share
@@ -181,6 +182,7 @@ def _protocol(evaluation: Evaluation) -> dict[str, Any]:
         "resolution": config.data.resolution,
         "student": asdict(config.student),
         "bands": config.evaluate.bands,
+        "short_epochs": config.evaluate.short_epochs,
         "times": "wall clock, one thread, images and weights already in memory",
         "device": evaluation.device_name,
         "code": code_version(),

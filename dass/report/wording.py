@@ -104,12 +104,12 @@ def allowed(target: BenchmarkTarget) -> str:
     else:
         parts.append(
             f"label-noise ceiling {ranged(noise.of_perfect)}, between two runs {ranged(noise.between_runs)}, "
-            f"from {noise.runs} runs of {noise.students} students"
+            f"with the noise of {noise.runs} runs of {noise.students} students"
         )
     if (held := target.coverage) is not None:
         parts.append(
             f"{100 * held.share:.0f} % of the students within ± {held.half_width_pct:.1f} points of what dass predicted, the one "
-            f"ranked first within ± {held.winner_half_width_pct:.1f} by {100 * held.winner_share:.0f} % of the trainings, "
+            f"ranked first within ± {held.winner_half_width_pct:.1f} in {100 * held.winner_share:.0f} % of the trainings, "
             f"{100 * held.level:.0f} % promised on average over tasks"
         )
     return "; ".join(parts)

@@ -42,10 +42,13 @@ class Advice:
 
     @property
     def _accuracy(self) -> str:
-        if self.interval_pct is None:
-            return f"Too few tasks were held out for an interval of {100 * self.level:.0f} %."
-        low, high = self.interval_pct
         after = "" if self.epochs is None else f" after {self.epochs} epochs"
+        if self.interval_pct is None:
+            return (
+                f"Predicted for the winner{after}: {self.predicted_pct:.1f} %; too few tasks were held out for an interval of "
+                f"{100 * self.level:.0f} %."
+            )
+        low, high = self.interval_pct
         said = (
             f"Predicted for the winner{after}: {self.predicted_pct:.1f} %, with a chance of {100 * self.level:.0f} % between "
             f"{low:.1f} and {high:.1f} %, by tasks that were held out"
@@ -66,6 +69,9 @@ class Advice:
         few = f"the best of the first {plan.runs} {plan.after_pct:.1f}"
         if not plan.is_enough:
             return f"{found}, {few}: more pilot runs than that would be needed to be within {plan.within_pct:g} points."
+        if plan.before_pct <= plan.within_pct:
+            reason = "this task is unlike them" if self.novelty.is_unlike_all else "this winner is not clear"
+            return f"{found}, {few}: distil so many as pilot runs, as {reason}."
         at_least = "at least so many" if self.novelty.is_unlike_all else "so many"
         return f"{found}, {few}: distil {at_least} as pilot runs to be within {plan.within_pct:g} points."
 

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from dass.seeding import generator
 from dass.spaces import get_space
 from dass.tensors import pack_tensors, unpack_tensors
 
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 PAPER = PredictorSpec(space="released", resolution=64, num_channels=256, arch_dim=181, noise_sha="n0")
 SMALL = dataclasses.replace(PAPER, space="smoke", num_channels=6, arch_dim=5)
 
@@ -365,6 +367,11 @@ class TestFile:
         loaded = load_predictor(pack_tensors(tensors, header))
         assert loaded.spec == predictor.spec
         assert loaded.num_support == 0
+
+    def test_a_file_of_version_2_is_still_read(self) -> None:
+        loaded = load_predictor((GOLDEN / "predictor_v2.safetensors").read_bytes())
+        assert (loaded.spec.space, loaded.spec.resolution, loaded.spec.inputs) == ("paper5_w8", 32, "AR")
+        assert epochs_of(loaded.spec) is None
 
     def test_it_says_after_how_many_epochs_students_have_what_it_foretells(self) -> None:
         predictor = meta_predictor(recipe=Recipe(epochs=7).canonical)

@@ -61,10 +61,10 @@ def drivers_have_a_place(resources: list[Resource], overlay: str) -> Iterator[st
             yield f"{pod.group}: no lane may train beside drivers, got {pod.start.get('num-cpus')} CPUs"
         if num * LANE_GIB > 0.75 * int(pod.container["resources"]["limits"]["memory"].removesuffix("Gi")):
             yield f"{pod.group}: {num} drivers must fit into three quarters of the memory"
-        drain_s = {
-            environment(each, resources)["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]
-            for each in ray_pods(resources)
-            if each.group in DRIVERS
-        }
-        if len(drain_s) != 1:
-            yield f"drivers must outlast the drain of workers as the head does, got {drain_s}"
+    drain_s = {
+        environment(pod, resources)["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]
+        for pod in ray_pods(resources)
+        if pod.group in DRIVERS
+    }
+    if len(drain_s) > 1:
+        yield f"drivers must outlast the drain of workers as the head does, got {drain_s}"

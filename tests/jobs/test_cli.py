@@ -15,7 +15,9 @@ from dass.networks import build
 from dass.records import Student
 from dass.spaces import get_space
 from dass.tensors import unpack_tensors
-from jobs.config import keys
+from jobs.config import keys, with_settings
+from jobs.console import Console
+from jobs.job import Job
 from jobs.recipes import RECIPES, get_recipe
 from tests.jobs.command import ROOT, Answer, call, plain_text, spawn, tree
 from tests.jobs.images import save_weights, write_images
@@ -292,3 +294,21 @@ def test_a_search_takes_up_images_that_were_added_since(store: Path, tmp_path: P
     write_images(tmp_path / "more", {"cat": 1})
     (tmp_path / "more/cat/0.png").rename(tmp_path / "pets/cat/new.png")
     assert document(call(*args, "--teacher", teacher, "--dry-run"))["task"] != before
+
+
+# Where it computes
+
+
+def test_a_process_without_a_gpu_computes_on_its_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = with_settings(get_recipe("smoke"), ["lanes.gpus=1"])
+    job = Job.open(config, str(tmp_path), Console(is_json=True), dry_run=True)
+    for is_there, device in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda is_there=is_there: is_there)
+        assert job.device.type == device
+
+
+def test_verbs_compute_in_full_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr("jobs.data.run", lambda _: {"tf32": torch.backends.cudnn.allow_tf32})
+    assert document(call("data", *SMOKE, "--json", "--store", tmp_path / "store"))["tf32"] is False
+    assert torch.backends.cudnn.allow_tf32 is True

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from cluster.weights import get_blob
 from dass.baselines.catalog import Catalog
 from dass.cost import count_macs, count_params
 from dass.errors import DataError
-from dass.evaluation import METRICS
+from dass.evaluation import METRICS, ceiling
 from dass.predictor import load_predictor
 from dass.records import Run
 from dass.search.select import make_scorer
@@ -185,8 +185,9 @@ class TestDocument:
         found = evaluated[1]["ceiling"]["target"]
         assert (found["students"], found["runs"]) == (len(students), sum(run.student in students for run in runs))
         assert -1 <= found["between_runs"]["low"] <= found["between_runs"]["high"] <= 1
-        assert 0 <= found["of_perfect"]["low"] <= found["of_perfect"]["high"] <= 1
         assert len(target.runs_pct) == len(target.all) > len(students)
+        assert found == asdict(ceiling(target.runs_pct))  # type: ignore[call-overload]
+        assert found != asdict(ceiling([runs for runs in target.runs_pct if len(runs) > 1]))  # type: ignore[call-overload]
 
     def test_the_runs_of_other_seeds_and_finals_are_not_ranked(self, collected: Path) -> None:
         _, target = ranked_students(collected)

@@ -155,7 +155,7 @@ def test_a_bucket_that_can_only_be_read_is_refused_but_for_reading(
 
 
 def test_a_budget_outlives_a_store_that_is_down_for_a_while(
-    store: str, s3_server: str, use_endpoint: UseEndpoint
+    store: str, s3_server: str, use_endpoint: UseEndpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ("collect.max_cost=1", "lanes.report_s=0.05")
     with FaultyServer(s3_server) as server:
@@ -169,6 +169,7 @@ def test_a_budget_outlives_a_store_that_is_down_for_a_while(
         server.requests.clear()
         assert budget.exceeded() is None
         assert any("lanes" in path for _, path in server.requests)
+        assert "could not be read" in capsys.readouterr().err
         with pytest.raises(StoreError):  # nothing is spent before it is known what was
             Budget(opened).exceeded()
 

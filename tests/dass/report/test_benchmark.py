@@ -108,8 +108,8 @@ def test_it_says_what_the_noise_of_the_labels_allows() -> None:
     assert allowed(cars).startswith("cars: 20 students, 1 more diverged; too few of them ran under several seeds")
     assert allowed(dtd) == (
         "dtd: 20 students, 1 more diverged; label-noise ceiling 0.90 (0.77 to 0.95), between two runs 0.80 (0.60 to 0.90), "
-        "from 20 runs of 10 students; 75 % of the students within ± 6.0 points of what dass predicted, the one ranked first "
-        "within ± 2.0 by 33 % of the trainings, 80 % promised on average over tasks"
+        "with the noise of 20 runs of 10 students; 75 % of the students within ± 6.0 points of what dass predicted, the one "
+        "ranked first within ± 2.0 in 33 % of the trainings, 80 % promised on average over tasks"
     )
 
 

@@ -45,7 +45,11 @@ def test_an_advice_in_words() -> None:
             "Predicted for the winner after 6 epochs: 61.2 %, with a chance of 80 % between 55.0 and 67.4 %, by tasks that were "
             "held out.",
         ),
-        (replace(ADVICE, interval_pct=None), 0, "Too few tasks were held out for an interval of 80 %."),
+        (
+            replace(ADVICE, interval_pct=None),
+            0,
+            "Predicted for the winner: 61.2 %; too few tasks were held out for an interval of 80 %.",
+        ),
         (
             replace(ADVICE, pilots=PilotPlan(0, is_enough=True, within_pct=0.5, regrets_pct=(0.3, 0.3), students=30)),
             2,
@@ -62,6 +66,14 @@ def test_an_advice_in_words() -> None:
             replace(ADVICE, novelty=Novelty(2.0, ("one reason", "another"))),
             3,
             "Careful, this task looks unlike all meta tasks: one reason; another.",
+        ),
+        (
+            replace(
+                ADVICE, pilots=PilotPlan(2, is_enough=True, within_pct=0.5, regrets_pct=(0.3, 0.3, 0.1), students=30)
+            ),
+            2,
+            "On tasks held out, the winner of 30 or more students came out 0.3 points behind the best of them, the best of the "
+            "first 2 0.1: distil so many as pilot runs, as this winner is not clear.",
         ),
         (
             replace(ADVICE, novelty=Novelty(2.0, ("one reason",))),
