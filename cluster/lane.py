@@ -33,7 +33,7 @@ from cluster.objects import open_store
 from cluster.parallel import each
 from cluster.plan import FailureKind, cut_cohorts
 from cluster.queue import Lease, LeaseState
-from cluster.runtime import code_version, device_name, versions
+from cluster.runtime import code_version, compute_on, device_name, versions
 from cluster.schema import claim_schema
 from cluster.settings import LaneConfig
 from cluster.sizing import Measured, Pace, Sizing
@@ -130,8 +130,7 @@ class Lane:
             StoreError: the store fails; Ray Train starts the lane again, and the runs go on from their checkpoints.
         """
         keep_freed_memory()
-        torch.backends.cudnn.allow_tf32 = False  # labels are float32 on every device
-        torch.set_num_threads(self._job.settings.threads)
+        compute_on(self._job.settings.threads)
         bound_memory(self._device, share_of(self._job.settings))
         self._is_preempted = is_preempted
         ray.get(self._queue.arrive.remote(self._name))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from cluster.memory import share_of
+from cluster.runtime import compute_on
 from cluster.settings import LaneConfig
 from cluster.sizing import Sizing
 from dass.allocator import keep_freed_memory
@@ -115,8 +116,7 @@ def _excerpt(work: Work, pack: Pack) -> ResidentBatches:
 def _measure(work: Work, data: ResidentBatches) -> Samples:
     """Everything, one after the other, in this process."""
     keep_freed_memory()
-    torch.backends.cudnn.allow_tf32 = False  # as in a lane
-    torch.set_num_threads(work.settings.threads)
+    compute_on(work.settings.threads)
     return _Bench(work, data).samples()
 
 

@@ -193,6 +193,12 @@ def check_workers(num: int, gpus: float) -> None:
         )
 
 
+def compute_on(threads: int) -> None:
+    """Let this process compute as all of a collection do: on so many threads of torch, on a GPU in float32 and not in TF32."""
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False
+
+
 @cache
 def code_version() -> str:
     """The package's version, with the commit: of the git checkout that the code is, else as CODE_VERSION_ENV tells it."""

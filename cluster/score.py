@@ -25,7 +25,7 @@ from ray.exceptions import RayError
 from ray.tune.search import Searcher
 
 from cluster.objects import open_store
-from cluster.runtime import cancel_running, on_this_node
+from cluster.runtime import cancel_running, compute_on, on_this_node
 from cluster.scores import ScoreLedger
 from cluster.settings import LaneConfig
 from dass.errors import ClusterError
@@ -189,8 +189,7 @@ class _ChunkActor(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any], scorer: list[Any], device: torch.device) -> None:
         """Take up the scorer; it comes as a reference in a list, so that a node's object store holds it once."""
-        torch.set_num_threads(1)
-        torch.backends.cudnn.allow_tf32 = False  # maps are float32 on every device
+        compute_on(threads=1)
         self._scorer: Scorer = ray.get(scorer[0]).to(device)
         self.reset_config(config)
 

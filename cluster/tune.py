@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-import torch
 from ray import tune
 from ray.exceptions import RayError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from cluster.ledger import Phase, TrialLedger
 from cluster.objects import open_store
-from cluster.runtime import cancel_running, check_room, on_this_node
+from cluster.runtime import cancel_running, check_room, compute_on, on_this_node
 from cluster.settings import LaneConfig
 from cluster.trial import TrialRun, TrialTasks
 from dass.errors import ClusterError
@@ -146,8 +145,7 @@ class _TrialActor(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any], job: TuneJob, tasks: list[Any]) -> None:
         """Take up the first trial; `tasks` is a reference in a list, so that the object store holds them once."""
-        torch.set_num_threads(THREADS)
-        torch.backends.cudnn.allow_tf32 = False
+        compute_on(THREADS)
         self._job, self._planned = job, job.by_name
         self._tasks = ray.get(tasks[0]).to(job.lanes.device)
         self.reset_config(config)

@@ -59,8 +59,8 @@ def run(job: Job, source: str | None = None, teacher_file: Path | None = None, w
             bar.update(ranking.scored, settings.candidates)
     ranked = ranking.ranked
     scores = [candidate.score for candidate in ranked]
-    place = (scorer, job.space, teacher, task.num_classes)
-    advice = advise(found.calibration, *place, scores, epochs=epochs_of(predictor.spec))
+    epochs = epochs_of(predictor.spec)
+    advice = advise(found.calibration, scorer, job.space, teacher, task.num_classes, scores, epochs=epochs)
     value = {
         **summary,
         "teacher": teacher.id,
