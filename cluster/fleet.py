@@ -4,7 +4,7 @@ A lane is a long-lived Ray Train run of one worker, which leases runs from the q
 failure domain: a lane that dies costs its own cohort, from its last checkpoints.
 
     wanted: one lane per cohort that is under way or could start, between lanes.min and lanes.num
-    missing -> ticket (a placement group of a lane's shape) -> its device is there -> lane starts -> lane leases -> lane ends
+    missing -> ticket (a placement group: a device, and a place for a driver) -> lane starts -> lane leases -> lane ends
 
 Tickets ask for devices before anything is started on them, because a Train run whose device does not come gives up and
 tries again every minute. They are placement groups and no requests to the autoscaler's SDK, because those outlive a
@@ -25,7 +25,7 @@ from ray.util import placement_group, placement_group_table, remove_placement_gr
 
 from cluster.lane import Lane, LaneJob
 from cluster.queue import QueueStats
-from cluster.runtime import NAMESPACE, cancel_running, driver_options
+from cluster.runtime import NAMESPACE, cancel_running, driver_options, driver_place
 from cluster.settings import LaneConfig
 from dass.errors import ClusterError
 
@@ -96,7 +96,7 @@ class Fleet:
         else:
             self._drop_tickets(missing)
             while len(self._tickets) < missing:
-                self._tickets.append(placement_group([resources_of(settings)]))
+                self._tickets.append(placement_group(places_of(settings)))
         return bool(self._lanes or self._tickets or missing)
 
     def close(self) -> None:
@@ -134,6 +134,11 @@ def resources_of(settings: LaneConfig) -> dict[str, float]:
     """What one lane holds, as Ray counts it."""
     wanted = {"CPU": settings.cpus, "GPU": settings.gpus, "memory": settings.memory_gb * 1e9}
     return {name: amount for name, amount in wanted.items() if amount}
+
+
+def places_of(settings: LaneConfig) -> list[dict[str, float]]:
+    """What must be there before a lane starts: else its device would wait, and cost, until its driver has a node."""
+    return [place for place in (resources_of(settings), driver_place()) if place]
 
 
 def _drive_lane(lane: str, job: dict[str, Any], stays: bool) -> str | None:

@@ -98,15 +98,21 @@ def on_this_node() -> Any:  # noqa: ANN401 - Ray is imported only where it works
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def driver_options() -> dict[str, Any]:
-    """Ray's options for a task that drives a lane: it must not be lost, and 100 of them do not fit beside the job's driver.
+def driver_place() -> dict[str, float]:
+    """What a task that drives a lane takes of a node: it must not be lost, and 100 of them do not fit beside the job's driver.
 
-    Nodes that stay, and have memory for many, offer the resource `dass_driver`; without any it is the driver's own node.
+    Nodes that stay, and have memory for many, offer the resource `dass_driver`. Empty where none does: then the driver's
+    own node has room.
     """
     import ray
 
-    if DRIVER_RESOURCE in ray.cluster_resources():
-        return {"resources": {DRIVER_RESOURCE: 1}, "scheduling_strategy": "SPREAD"}
+    return {DRIVER_RESOURCE: 1.0} if DRIVER_RESOURCE in ray.cluster_resources() else {}
+
+
+def driver_options() -> dict[str, Any]:
+    """Ray's options for a task that drives a lane: spread over the nodes with places for it, else on the driver's own."""
+    if place := driver_place():
+        return {"resources": place, "scheduling_strategy": "SPREAD"}
     return {"scheduling_strategy": on_this_node()}
 
 

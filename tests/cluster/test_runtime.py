@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,11 @@ from ray.exceptions import RayTaskError
 from ray.util.state import get_actor
 
 from cluster import runtime
-from cluster.runtime import CODE_VERSION_ENV, cancel_running, code_version, session
+from cluster.fleet import Fleet
+from cluster.lane import LaneJob
+from cluster.queue import QueueStats
+from cluster.runtime import CODE_VERSION_ENV, DRIVER_RESOURCE, cancel_running, code_version, session
+from cluster.settings import LaneConfig
 from dass.errors import ClusterError
 from dass.version import __version__
 from tests.ports import free_port
@@ -53,6 +58,30 @@ def test_nothing_in_a_local_session_asks_somebodys_cluster_who_is_alive(somebody
     with session(1), pytest.raises(RayTaskError, match="ServerUnavailable"):
         ray.get(ray.remote(find_actor).remote())
     assert "RAY_API_SERVER_ADDRESS" not in os.environ
+
+
+def test_a_lane_takes_no_device_before_its_driver_has_a_place(
+    somebodys: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    somebodys.add_node(num_cpus=0, resources={DRIVER_RESOURCE: 1})
+    monkeypatch.setenv("RAY_ADDRESS", somebodys.address)
+    with session():
+        other = ray.remote(num_cpus=0, resources={DRIVER_RESOURCE: 1})(threading.Event).remote()
+        ray.get(other.is_set.remote())
+        fleet = Fleet(LaneJob("file:///nowhere", "no such queue", LaneConfig(max_failures=0)))
+        stats = QueueStats(planned=1, finished=0, running=0, pending=1, waiting_for_teacher=0, failed={}, cohorts=1)
+        notes = []
+        for _ in range(20):
+            fleet.step(stats, time.monotonic())
+            notes.append(fleet.note)
+            time.sleep(0.1)
+        assert set(notes) == {"1 lane waiting for a device"}
+        assert ray.available_resources()["CPU"] == 1
+        ray.kill(other)
+        while fleet.note != "1 lane starting":
+            fleet.step(stats, time.monotonic())
+            time.sleep(0.1)
+        fleet.close()
 
 
 def test_a_local_session_opens_no_port_for_metrics(monkeypatch: pytest.MonkeyPatch) -> None:

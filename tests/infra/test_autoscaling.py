@@ -9,6 +9,7 @@ from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig, Instanc
 from ray.autoscaler.v2.instance_manager.subscribers import cloud_resource_monitor
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
+from ray.core.generated.autoscaler_pb2 import GangResourceRequest
 
 from cluster.runtime import DRIVER_RESOURCE
 from jobs.recipes import get_recipe
@@ -25,11 +26,15 @@ def cluster_of(overlay: str) -> Resource:
 
 
 def launched(
-    cluster: Resource, lanes: list[dict[str, float]], availabilities: dict[str, float] | None = None
+    cluster: Resource,
+    lanes: list[dict[str, float]],
+    availabilities: dict[str, float] | None = None,
+    tickets: list[list[dict[str, float]]] | None = None,
 ) -> dict[str, int]:
     """How many nodes of each group Ray's scheduler starts for lanes of these resources, head aside.
 
-    availabilities: what Ray's monitor says of groups that failed to start, 0 just now to 1 long ago.
+    tickets: wanted all or nothing. availabilities: what Ray's monitor says of groups that failed to start, 0 just now to
+    1 long ago.
     """
     config = AutoscalingConfig(_derive_autoscaling_config_from_ray_cr(cluster), skip_content_hash=True)
     types = config.get_node_type_configs()
@@ -39,11 +44,16 @@ def launched(
         node_type_configs=types,
         max_num_nodes=config.get_max_num_nodes(),
         resource_requests=ResourceRequestUtil.group_by_count([ResourceRequestUtil.make(lane) for lane in lanes]),
+        gang_resource_requests=[
+            GangResourceRequest(requests=[ResourceRequestUtil.make(place) for place in ticket])
+            for ticket in tickets or []
+        ],
         cloud_resource_availabilities=availabilities,
         recoverable_resource_availabilities=availabilities,
     )
     reply = ResourceDemandScheduler().schedule(request)
     assert not reply.infeasible_resource_requests
+    assert not reply.infeasible_gang_resource_requests
     counts: Counter[str] = Counter()
     for launch in reply.to_launch:
         counts[launch.instance_type] += launch.count
@@ -103,6 +113,15 @@ def test_drivers_beyond_those_of_the_head_bring_a_node_of_their_own() -> None:
     assert launched(cluster_of("eks"), 30 * drivers) == {}
     assert launched(cluster_of("eks"), 31 * drivers) == {"drivers": 1}
     assert launched(cluster_of("gke"), 150 * drivers) == {"drivers": 2}
+
+
+def test_a_gpu_and_a_place_for_its_driver_are_asked_for_together() -> None:
+    ticket = [lane("tiny10"), {DRIVER_RESOURCE: 1.0}]
+    assert launched(cluster_of("eks"), [], tickets=[ticket]) == {"gpu-small-spot": 1}
+    assert launched(cluster_of("eks"), 30 * [{DRIVER_RESOURCE: 1.0}], tickets=[ticket]) == {
+        "gpu-small-spot": 1,
+        "drivers": 1,
+    }
 
 
 def test_more_lanes_than_a_group_may_have_go_on_to_the_next_one() -> None:
