@@ -1,5 +1,6 @@
 """A store with one task for the tests of lanes, and the same runs trained without Ray."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from cluster.database import RunDatabase
 from cluster.documents import put_task
 from cluster.lane import Lane, LaneJob
 from cluster.lanes import run_plan
-from cluster.objects import FolderStore
+from cluster.objects import FolderStore, ObjectStore
 from cluster.packs import put_pack
 from cluster.plan import Plan
 from cluster.queue import QueueStats
@@ -39,9 +40,9 @@ mock.patch.object(cluster.lane, "keep_freed_memory").start()
 
 @dataclass
 class Site:
-    """A folder as the store, holding one packed task."""
+    """A store that holds one packed task."""
 
-    store: FolderStore
+    store: ObjectStore
     pack: Pack
     task: Task
 
@@ -59,10 +60,14 @@ class Site:
 
 
 def make_site(folder: Path) -> Site:
-    """Three of the digits in a store below `folder`."""
+    """A site in a store below `folder`."""
+    return site_in(FolderStore(folder / "store"))
+
+
+def site_in(store: ObjectStore) -> Site:
+    """Three of the digits in the store."""
     pack = assign_parts(read_source("digits", 16), valid_fraction=0.5, test_fraction=0.3)
     task = class_splits(pack, [(0, 1, 2)], ["task"])[0]
-    store = FolderStore(folder / "store")
     put_pack(store, pack)
     put_task(store, task)
     return Site(store, pack, task)
@@ -85,8 +90,10 @@ def trained_without_ray(site: Site, plan: Plan) -> dict[str, Ended]:
 
 
 def queue_of(site: Site, plan: Plan, lease_s: float = LANES.lease_s) -> Any:
-    """A handle of the plan's queue."""
-    return remote_queue().remote(site.store.url, plan.runs, lease_s=lease_s)
+    """A handle of the plan's queue, which reaches a bucket as this process does."""
+    keys = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    queue = remote_queue().options(runtime_env={"env_vars": keys}) if site.store.is_remote else remote_queue()
+    return queue.remote(site.store.url, plan.runs, lease_s=lease_s)
 
 
 def in_process(site: Site, queue: Any, lanes: LaneConfig = LANES) -> Lane:

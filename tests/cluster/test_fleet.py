@@ -7,15 +7,20 @@ from pathlib import Path
 import pytest
 import ray
 
+from cluster.checkpoints import find_saved
 from cluster.events import read_events
 from cluster.fleet import Fleet, resources_of
 from cluster.lane import LaneJob
 from cluster.lanes import run_plan
+from cluster.objects import open_store
 from cluster.queue import QueueStats
 from cluster.runtime import session
 from cluster.settings import LaneConfig
 from dass.errors import ClusterError, ConfigError
-from tests.cluster.lane_site import LANES, RECIPE, Site, in_process, make_site, queue_of, trained_without_ray
+from tests.cluster.lane_site import LANES, RECIPE, Site, in_process, make_site, queue_of, site_in, trained_without_ray
+from tests.cluster.s3_server import bucket_url, s3_server, use_endpoint
+
+__all__ = ["bucket_url", "s3_server", "use_endpoint"]  # fixtures
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray warns of its own deprecations
 
@@ -79,6 +84,22 @@ def test_a_preempted_lane_saves_what_it_trains_and_another_goes_on_there(site: S
     returned = [event.fields for event in read_events(site.store) if event.kind == "returned"]
     assert {(fields["run"], fields["reason"]) for fields in returned} == {
         (run_id, "the machine is about to go") for run_id in saved
+    }
+
+
+def test_a_cohort_is_saved_in_a_bucket_at_once_and_goes_on_from_there(bucket_url: str) -> None:
+    site = site_in(open_store(f"{bucket_url}/some/prefix"))
+    plan = site.plan(replace(RECIPE, epochs=12), num=8)
+    queue = queue_of(site, plan)
+    looks = iter(range(10**6))
+    all_at_once = replace(LANES, checkpoint_s=1e6, cohort_size=8)
+    in_process(site, queue, all_at_once).work(is_preempted=lambda: next(looks) >= 20)
+    states = {run.id: find_saved(site.store, [run.id]) for run in plan.runs[1:]}
+    assert all(run_id in saved for run_id, saved in states.items())
+    in_process(site, queue, all_at_once).work()
+    expected = trained_without_ray(site, plan)
+    assert {run_id: record.result for run_id, record in site.records().items()} == {
+        run_id: ended.result for run_id, ended in expected.items()
     }
 
 

@@ -19,7 +19,7 @@ from cluster.database import loose_key
 from cluster.events import read_events
 from cluster.heartbeat import Heartbeat
 from cluster.lanes import run_plan
-from cluster.objects import FolderStore
+from cluster.objects import ObjectStore
 from cluster.plan import Plan
 from cluster.runtime import session
 from cluster.weights import get_weights
@@ -60,7 +60,7 @@ def processes(name: str) -> Iterator[psutil.Process]:
                 yield process
 
 
-def leftovers(store: FolderStore) -> list[str]:
+def leftovers(store: ObjectStore) -> list[str]:
     return list(store.list("checkpoints/"))
 
 
