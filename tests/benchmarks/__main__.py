@@ -6,6 +6,7 @@ import sys
 NAMES = {
     "embed": "maps of candidates: batched and shared, against one student at a time",
     "cohort": "distillation: student-epochs per second, against one student at a time",
+    "levers": "what was weighed for a cohort's step, each against the cohort as it ships",
     "meta": "meta-training: episodes, against a plain loop",
     "store": "the run database: add, resume, scan, compact, by number of records",
     "control-plane": "what queue, lane and database cost per run that trains nothing",

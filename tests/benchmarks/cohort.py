@@ -102,7 +102,7 @@ def train_cohort(site: Site, size: int, *, is_first: bool) -> None:
         raise RuntimeError(f"every student must finish, else less was measured than is claimed, got {ended}")
 
 
-def executed_flops(site: Site, size: int, *, with_teacher: bool) -> float:
+def executed_flops(site: Site, size: int, *, with_teacher: bool, evaluations: int = 2) -> float:
     """FLOPs of one epoch of a cohort; a backward pass is two forward ones, but no gradient of the images is needed."""
     resolution = site.data.task.resolution
     recipe = site.runs[0].recipe
@@ -111,7 +111,7 @@ def executed_flops(site: Site, size: int, *, with_teacher: bool) -> float:
     for run in site.runs[:size]:
         forward = count_macs(run.student, resolution, NUM_CLASSES)
         stem = IMAGE_CHANNELS * KERNEL_AREA * run.student.widths[0][0] * resolution**2
-        macs += num_train * (3 * forward - stem) + 2 * site.data.num_images("valid") * forward
+        macs += num_train * (3 * forward - stem) + evaluations * site.data.num_images("valid") * forward
     if with_teacher:
         macs += num_train * count_macs(site.teacher.student, resolution, NUM_CLASSES)
     return 2.0 * macs
