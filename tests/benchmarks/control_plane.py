@@ -1,11 +1,12 @@
 """What collecting costs beside training: runs that train nothing through the real queue, lanes, store and database.
 
-    python -m tests.benchmarks control-plane [--json] [--runs N ...] [--lanes N ...] [--planned N ...]
+    python -m tests.benchmarks control-plane [--json] [--runs N ...] [--lanes N ...] [--planned N ...] [--run-seconds S]
 
 Everything is the product's own - driver, queue actor, lanes under Ray Train, packs, teachers, records, events, a folder as
-the store - but for one class: in the lanes a cohort that ends all its runs at its first yield stands in for the one that
-trains. So this leaves out: building students, the further yields of a real run (a call of the queue each, whose
-time is told), and checkpoints.
+the store - but for one class: in the lanes a cohort that ends a run at each yield stands in for the one that trains. So
+this leaves out: building students, the further yields of a real run (a call of the queue each, whose time is told), and
+checkpoints. With `--run-seconds` a lane waits so long for each run, as it would for a device of its own: what is left of
+more lanes' speed when this machine's cores only have the lanes to keep.
 
 A collection's time runs from its first cohort to its last record; the start of the lanes is told apart. `parts` is one
 lane in this process with the same queue actor, its calls timed one by one. `queue_alone` is the queue without Ray: what
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -81,21 +83,29 @@ PARTS: Mapping[str, tuple[Any, str]] = {
 
 
 class IdleCohort:
-    """Stands in for a Cohort, and ends every run at once."""
+    """Stands in for a Cohort, and ends its runs one by one.
+
+    run_s: seconds until each of them ends.
+    """
+
+    run_s = 0.0
 
     def __init__(self, runs: Sequence[Run], *_: object, **__: object) -> None:
         self.runs = tuple(runs)
         self.position = Position()
 
     def train(self) -> Iterator[Progress]:
-        """One yield."""
-        ended, self.runs = self.runs, ()
-        yield Progress(1, 1, 1, tuple(Ended(run, RESULT, None, 0.0) for run in ended))
+        """A yield for each run, or one for all that take no time."""
+        while self.runs:
+            num = 1 if self.run_s else len(self.runs)
+            time.sleep(self.run_s)
+            ended, self.runs = self.runs[:num], self.runs[num:]
+            yield Progress(1, 1, 1, tuple(Ended(run, RESULT, None, self.run_s) for run in ended))
 
 
-def train_nothing(config: dict[str, Any]) -> None:
+def train_nothing(config: dict[str, Any], run_s: float) -> None:
     """Ray Train's train function of a lane whose cohorts are idle."""
-    with mock.patch.object(cluster.lane, "Cohort", IdleCohort):
+    with mock.patch.object(cluster.lane, "Cohort", IdleCohort), mock.patch.object(IdleCohort, "run_s", run_s):
         cluster.fleet._train_lane(config)
 
 
@@ -220,23 +230,23 @@ def _students(num: int) -> Sequence[Any]:
 
 
 @contextmanager
-def idle_session(num_lanes: int) -> Iterator[None]:
-    """A local Ray in which lanes train nothing."""
+def idle_session(num_lanes: int, run_s: float) -> Iterator[None]:
+    """A local Ray in which lanes train nothing, and wait for each run."""
     os.environ["PYTHONPATH"] = str(ROOT)  # so that workers find this file
     ray.cloudpickle.register_pickle_by_value(cluster.fleet)  # as it is patched here
     with (
-        mock.patch.object(cluster.fleet, "_train_lane", train_nothing),
+        mock.patch.object(cluster.fleet, "_train_lane", partial(train_nothing, run_s=run_s)),
         redirect_stdout(sys.stderr),  # Ray prints warnings there, as of many processes that start together
         session(num_lanes),
     ):
         yield
 
 
-def measure(sizes: Sequence[int], lanes: Sequence[int], planned: Sequence[int]) -> dict[str, Any]:
+def measure(sizes: Sequence[int], lanes: Sequence[int], planned: Sequence[int], run_s: float) -> dict[str, Any]:
     """The document: one lane at each size, and at most runs each number of lanes."""
     alone = {num: queue_alone_ms(num) for num in planned}
     most = max(sizes)
-    with idle_session(max(lanes)), watched(os.getpid()) as memory:
+    with idle_session(max(lanes), run_s), watched(os.getpid()) as memory:
         call_ms = queue_call_ms()
         by_runs = {num: collect(num, min(lanes)) for num in sizes}
         by_lanes = {num: by_runs[most] if num == min(lanes) else collect(most, num) for num in lanes}
@@ -244,7 +254,7 @@ def measure(sizes: Sequence[int], lanes: Sequence[int], planned: Sequence[int]) 
     first, last = by_lanes[min(lanes)], by_lanes[max(lanes)]
     return document(
         "control-plane",
-        sizes={"runs": list(sizes), "lanes": list(lanes), "planned": list(planned)},
+        sizes={"runs": list(sizes), "lanes": list(lanes), "planned": list(planned), "run_s": run_s},
         ratio=round(last.work_s / first.work_s, 3),
         limit_share=None,
         peak_mb=round(memory.peak_mb),
@@ -283,6 +293,7 @@ def main(arguments: list[str]) -> None:
     options.add_argument(
         "--planned", type=int, nargs="+", default=[1000, 10_000, 100_000], metavar="N", help="of the queue alone"
     )
+    options.add_argument("--run-seconds", type=float, default=0.0, metavar="S", help="what a lane waits for each run")
     chosen = options.parse_args(arguments)
-    found = measure(chosen.runs, chosen.lanes, chosen.planned)
+    found = measure(chosen.runs, chosen.lanes, chosen.planned, chosen.run_seconds)
     tell(found, as_json=chosen.json, lines=lines(found))

@@ -68,7 +68,7 @@ def scaling(documents: Sequence[Document]) -> Figure:
     }
     for axes, found, x, y in (
         (by_candidates, over[False], "candidates", "seconds to score them"),
-        (by_lanes, over[True], "lanes", "seconds to collect runs that train nothing"),
+        (by_lanes, over[True], "lanes", "seconds to collect"),
     ):
         for each, (colour, marker) in zip(found, LOOKS, strict=False):
             xs, ys = zip(*each["points"], strict=True)
@@ -102,8 +102,11 @@ def _label(document: Document) -> str:
 
 
 def _sized(document: Document) -> str:
-    resolution = document.get("sizes", {}).get("resolution")
-    return f"{_label(document)}, {resolution} px" if resolution else _label(document)
+    sizes = document.get("sizes", {})
+    if document["name"] == LANES:
+        takes = f"take {sizes['run_s']:g} s" if sizes.get("run_s") else "train nothing"
+        return f"{max(sizes['runs']):,} runs that {takes}"
+    return f"{_label(document)}, {sizes['resolution']} px" if "resolution" in sizes else _label(document)
 
 
 def _sheet(panels: int) -> tuple[Figure, list[Axes]]:

@@ -12,7 +12,8 @@ DOCUMENTS: list[dict[str, Any]] = [
     {"name": "cohort", "ratio": 12.3, "machine": {"gpu": "NVIDIA H200"}},
     {"name": "store", "ratio": 99.9, "machine": {}},
     {"name": "search-workers", "ratio": 0.5, "points": [[10, 0.2], [1000, 3.0]], "machine": {}},
-    {"name": "control-plane", "ratio": 0.6, "points": [[1, 31.0], [2, 20.5]], "machine": {}},
+    {"name": "control-plane", "points": [[1, 31.0], [2, 20.5]], "machine": {}, "sizes": {"runs": [2000], "run_s": 0.0}},
+    {"name": "control-plane", "points": [[1, 99.0], [4, 26.0]], "machine": {}, "sizes": {"runs": [64], "run_s": 1.5}},
 ]
 
 
@@ -31,7 +32,7 @@ def test_the_pictures_say_what_the_documents_do_and_nothing_that_has_no_referenc
     for text in ("cohort", "cohort, NVIDIA H200", "2.3×", "1.5×", "12.3×"):
         assert f">{text}<" in ratios
     assert "99.9" not in ratios
-    for text in ("candidates", "lanes", "1,000", "2"):
+    for text in ("candidates", "lanes", "1,000", "2", "2,000 runs that train nothing", "64 runs that take 1.5 s"):
         assert f">{text}<" in scaling
 
 
