@@ -12,6 +12,7 @@ from dass.errors import ConfigError, SpaceError
 from dass.kd.cohort import Cohort, Position, cosine_lr, evaluate
 from dass.kd.teacher import Teacher, teacher_run
 from dass.networks import build
+from dass.precision import full_float32
 from dass.records import Loss, Run, Status
 from dass.remap import remap
 from dass.seeding import generator
@@ -80,6 +81,20 @@ class TestResult:
         trace(Cohort(RUNS[:1], DATA, TEACHER))
         assert torch.equal(torch.get_rng_state(), before[0])
         assert all(torch.equal(tensor, before[1][name]) for name, tensor in TEACHER.state.items())
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    def test_a_gpu_trains_the_same_up_to_rounding_and_a_cpu_goes_on_from_there(self, together: Trace) -> None:
+        with full_float32():
+            gpu = trace(Cohort(RUNS, make_data(device="cuda"), TEACHER, keep_weights=True, yield_every=1))
+        states = {run.id: gpu.states[run.id][Position(1, 2)] for run in RUNS}
+        cpu = trace(Cohort(RUNS, DATA, TEACHER, states=states, keep_weights=True))
+        for run in RUNS:
+            found, expected = gpu.result(run), together.result(run)
+            assert found.curve[0].train_loss == pytest.approx(expected.curve[0].train_loss, rel=1e-3)
+            assert found.curve[0].valid_loss == pytest.approx(expected.curve[0].valid_loss, rel=1e-2)
+            assert found.final_loss == pytest.approx(expected.final_loss, rel=0.05)
+            assert cpu.result(run).final_loss == pytest.approx(found.final_loss, rel=0.05)
 
     def test_the_other_memory_format_is_the_same_training_up_to_rounding(self, together: Trace) -> None:
         other = trace(Cohort(RUNS[:1], DATA, TEACHER, yield_every=1, memory_format=torch.contiguous_format))

@@ -24,7 +24,7 @@ TEACHER_RECIPE = Recipe(
 NUM_TRAIN, STEPS = 27, 3  # 3 batches of 8; the epoch's last 3 images are left out
 
 
-def make_data(num_valid: int = 21, num_test: int = 9, contrast: float = 60.0) -> ResidentBatches:
+def make_data(num_valid: int = 21, num_test: int = 9, contrast: float = 60.0, device: str = "cpu") -> ResidentBatches:
     """Three classes, each of one colour that differs from grey by `contrast`, in noise of deviation 60."""
     rng = torch.Generator().manual_seed(0)
     num = NUM_TRAIN + num_valid + num_test
@@ -33,7 +33,7 @@ def make_data(num_valid: int = 21, num_test: int = 9, contrast: float = 60.0) ->
     images = (colours + 60 * torch.randn(num, 3, 8, 8, generator=rng)).clamp(0, 255).to(torch.uint8)
     parts = torch.tensor([Part.TRAIN] * NUM_TRAIN + [Part.VALID] * num_valid + [Part.TEST] * num_test)
     pack = Pack(images, labels, parts.to(torch.uint8), ("red", "green", "blue"), "colours")
-    return ResidentBatches.of(pack, whole_task(pack, "colours"))
+    return ResidentBatches.of(pack, whole_task(pack, "colours"), torch.device(device))
 
 
 def make_teacher(num_classes: int = NUM_CLASSES, student: Student = SPACE.largest) -> Teacher:
