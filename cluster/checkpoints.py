@@ -9,6 +9,7 @@ from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 
 from cluster.objects import ObjectStore
+from cluster.parallel import each
 from dass.errors import ConfigError, ObjectNotFoundError, StoreError
 from dass.kd.cohort import Position, state_position
 
@@ -72,13 +73,16 @@ def find_saved(store: ObjectStore, run_ids: Collection[str]) -> dict[str, Saved]
         run_id, _, text = key.removeprefix(FOLDER).partition("/")
         if is_token(text):
             tokens.setdefault(run_id, []).append(Token.parse(text))
-    found: dict[str, Saved] = {}
-    for run_id in run_ids:
+
+    def latest(run_id: str) -> Saved | None:
         for token in sorted(tokens.get(run_id, ()), reverse=True):
             if (position := _position(store, run_id, token)) is not None:
-                found[run_id] = Saved(token, position)
-                break
-    return found
+                return Saved(token, position)
+        return None
+
+    ids = list(run_ids)
+    found = zip(ids, each(store, latest, ids), strict=True)
+    return {run_id: saved for run_id, saved in found if saved is not None}
 
 
 def remove_checkpoints(store: ObjectStore, run_id: str) -> None:

@@ -13,6 +13,7 @@ that a lane is about to take.
 """
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
@@ -34,11 +35,12 @@ START_S = 120.0  # after which a lane that has not come to the queue is no longe
 
 @dataclass
 class _Driven:
-    """A lane that was started: the task that drives it, and what the queue knew of the lane before."""
+    """A lane that was started: the task that drives it, and what the queue knew before of the lane, and of the plan."""
 
     outcome: Any
     started: float
     lives: int
+    finished: int
     has_come: bool = False
 
 
@@ -54,7 +56,8 @@ class Fleet:
     causes: list[str] = field(default_factory=list)  # of the lanes that failed, in that order
     _lanes: dict[str, _Driven] = field(default_factory=dict)
     _tickets: list[Any] = field(default_factory=list)
-    _closed: set[str] = field(default_factory=set)  # names whose lane failed; they are free again when a run ends
+    # restarts of the lanes of a name since a run ended last: more than Ray Train's own are not tried
+    _restarts: Counter[str] = field(default_factory=Counter)
     _finished: int = 0
 
     @property
@@ -76,11 +79,10 @@ class Fleet:
         self._look(stats)
         settings = self.job.settings
         wanted = min(settings.num, max(settings.min, stats.cohorts)) if stats.left else 0
-        names = [
-            name for index in range(settings.num) if (name := f"lane{index}") not in self._lanes.keys() | self._closed
-        ]
+        closed = {name for name, num in self._restarts.items() if num > settings.max_failures}
+        names = [name for index in range(settings.num) if (name := f"lane{index}") not in self._lanes.keys() | closed]
         missing = min(max(0, wanted - len(self._lanes)), len(names))
-        if wanted and not self._lanes and len(self._closed) >= wanted:
+        if wanted and not self._lanes and len(closed) >= wanted:
             raise ClusterError(
                 f"a lane must end by itself within {settings.max_failures} restarts, got {self.causes[-1]}; cure the cause, "
                 "then submit again: what is finished is kept"
@@ -108,22 +110,24 @@ class Fleet:
         """Who has come, who has ended, and whether those that failed may start again: when a run has ended since."""
         if stats.finished > self._finished:
             self._finished = stats.finished
-            self._closed.clear()
+            self._restarts.clear()
         outcomes = {lane.outcome: name for name, lane in self._lanes.items()}
         ended, _ = ray.wait(list(outcomes), num_returns=len(outcomes), timeout=0) if outcomes else ([], [])
         for outcome in ended:
             name = outcomes[outcome]
-            del self._lanes[name]
-            if (cause := _outcome(outcome)) is not None:
-                self.causes.append(cause)
-                self._closed.add(name)
+            lane = self._lanes.pop(name)
+            if (failure := _failure(outcome)) is not None:
+                self.causes.append(failure.cause)
+                if stats.finished == lane.finished:
+                    self._restarts[name] += 1 if failure.is_of_driver else self.job.settings.max_failures + 1
         for name, lane in self._lanes.items():
             lane.has_come = lane.has_come or stats.lives.get(name, 0) > lane.lives
 
     def _start(self, name: str, stats: QueueStats, now: float) -> None:
         drive = ray.remote(num_cpus=0, max_retries=0, **driver_options())(_drive_lane)
         stays = int(name.removeprefix("lane")) < self.job.settings.min
-        self._lanes[name] = _Driven(drive.remote(name, asdict(self.job), stays), now, stats.lives.get(name, 0))
+        outcome = drive.remote(name, asdict(self.job), stays)
+        self._lanes[name] = _Driven(outcome, now, stats.lives.get(name, 0), stats.finished)
 
     def _drop_tickets(self, kept: int) -> None:
         while len(self._tickets) > kept:
@@ -171,12 +175,21 @@ def _train_lane(config: Mapping[str, Any]) -> None:
     Lane(config["lane"], job, queue).work(stays=config["stays"], is_preempted=lambda: get_preemption_info() is not None)
 
 
-def _outcome(lane: Any) -> str | None:  # noqa: ANN401 - Ray's references have no static type
+@dataclass(frozen=True)
+class _Failure:
+    """What ended a lane. is_of_driver: the task that drove it is lost, its node say, and no restart was tried."""
+
+    cause: str
+    is_of_driver: bool
+
+
+def _failure(lane: Any) -> _Failure | None:  # noqa: ANN401 - Ray's references have no static type
     """What `_drive_lane` returned, or that it could not."""
     try:
-        return cast("str | None", ray.get(lane))
+        cause = cast("str | None", ray.get(lane))
     except RayError as error:
-        return _cause(error)
+        return _Failure(_cause(error), is_of_driver=True)
+    return None if cause is None else _Failure(cause, is_of_driver=False)
 
 
 def _cause(error: Exception) -> str:

@@ -172,10 +172,9 @@ class Lane:
         """
         self._step = None
         try:
-            runs = self._without_record(lease)
             settings = self._job.settings
             with Heartbeat(self._queue, self._name, lease.token, settings.lease_s, settings.hang_s) as heartbeat:
-                if runs:
+                if runs := self._without_record(lease):
                     self._train_runs(lease, runs, heartbeat)
         except (RuntimeError, ValueError, MemoryError, StoreError) as error:
             self._give_back(lease, lease.runs, _failure_kind(error), _reason(error))

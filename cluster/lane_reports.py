@@ -28,7 +28,7 @@ from cluster.parallel import each
 from cluster.runtime import device_name
 from cluster.schema import SCHEMA_VERSION, build, decode_json, encode_json, plain
 from cluster.settings import LaneConfig
-from dass.errors import SchemaTooNewError, StoreError
+from dass.errors import ObjectNotFoundError, SchemaTooNewError, StoreError
 from dass.kd.cohort import Progress as CohortProgress
 
 FOLDER = "lanes/"
@@ -160,7 +160,7 @@ class LaneReporter:
                 epoch=progress.epoch,
                 cohort=size,
                 student_steps=was.student_steps + (progress.step - was.step) * (size + len(progress.ended)),
-                recorded=was.recorded + len(was.runs) - len(left),
+                recorded=was.recorded + len(progress.ended),
                 runs=tuple(left),
             )
 
@@ -235,7 +235,11 @@ class LaneReports:
         self._known: dict[Entry, LaneReport | None] = {}
 
     def read(self, now: datetime | None = None) -> list[Heard]:
-        """All reports, the oldest life first; one that cannot be read is left out: it is no truth about any run."""
+        """All reports, the oldest life first; one that is damaged is left out: it is no truth about any run.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
         entries = [entry for entry in self._store.entries(FOLDER) if entry.key.endswith(".json")]
         new = [entry for entry in entries if entry not in self._known]
         read = zip(new, each(self._store, self._read, new), strict=True)
@@ -245,12 +249,16 @@ class LaneReports:
 
     def _read(self, entry: Entry) -> LaneReport | None:
         try:
-            value = decode_json(self._store.get(entry.key), entry.key)
+            data = self._store.get(entry.key)
+        except ObjectNotFoundError:  # gone meanwhile
+            return None
+        try:
+            value = decode_json(data, entry.key)
             del value["schema"]
             return build(LaneReport, value, entry.key)
         except SchemaTooNewError:
             raise
-        except StoreError:  # damaged, or gone meanwhile
+        except StoreError:  # damaged
             return None
 
 

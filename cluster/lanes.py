@@ -3,6 +3,7 @@
 What is done, the store knows; queue, fleet and this driver may be lost at any time.
 """
 
+import math
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from cluster.queue_actor import remote_queue
 from cluster.runtime import NAMESPACE, check_room, on_this_node
 from cluster.settings import LaneConfig
 from dass.errors import ClusterError
+from dass.records import content_id
 
 POLL_S = 0.5
 
@@ -50,7 +52,7 @@ def run_plan(
         settings: the lanes.
         keep_weights: whether the students' weights are kept; a teacher's always are.
         priority_of: by task id, see `cluster.plan.Startable`.
-        takeover: whether to go on although another job may still drive the same plan.
+        takeover: whether to go on although another job may still drive the same plan, which ends it.
 
     Raises:
         ConfigError: no lane of this shape fits on this machine.
@@ -59,12 +61,14 @@ def run_plan(
     """
     check_room(settings)
     store = open_store(store_url)
-    name = f"queue-{plan.id}"
+    name = f"queue-{content_id([store.url, plan.id])}"
+    owner = Ownership(store, plan.id, settings.lease_s / BEATS_PER_LEASE)
+    if takeover:
+        yield from _overtake(owner, name, 2 * settings.lease_s / BEATS_PER_LEASE)
     while (queue := _find(name)) is not None:
-        yield from _look_on(queue)
+        yield from _look_on(queue, "another job on this cluster trains them")
         if not pending(plan, RunDatabase(store).finished_ids()):
             return
-    owner = Ownership(store, plan.id, settings.lease_s / BEATS_PER_LEASE)
     for other in owner.claim(takeover=takeover):
         yield _nothing_known(plan, f"waiting to see whether another job lives ({other})")
     try:
@@ -86,15 +90,24 @@ def run_plan(
         owner.end()
 
 
-def _look_on(queue: Any) -> Iterator[QueueStats]:  # noqa: ANN401 - a Ray handle
-    """Where the runs of another driver's queue stand, until it is gone."""
-    while True:
+def _look_on(queue: Any, note: str, for_s: float = math.inf) -> Iterator[QueueStats]:  # noqa: ANN401 - a Ray handle
+    """Where the runs of another driver's queue stand, until it is gone, or for some seconds."""
+    until = time.monotonic() + for_s
+    while time.monotonic() < until:
         try:
             stats = ray.get(queue.stats.remote())
         except RayActorError:
             return
-        yield replace(stats, note="another job on this cluster trains them")
+        yield replace(stats, note=note)
         time.sleep(POLL_S)
+
+
+def _overtake(owner: Ownership, name: str, patience_s: float) -> Iterator[QueueStats]:
+    """Take the plan, and end the queue of another driver on this cluster if that one does not within its patience."""
+    if (queue := _find(name)) is not None:
+        list(owner.claim(takeover=True))  # at its next sign of life that driver sees it
+        yield from _look_on(queue, "another job on this cluster is asked to end", patience_s)
+        ray.kill(queue)
 
 
 def _nothing_known(plan: Plan, note: str) -> QueueStats:

@@ -13,6 +13,7 @@ import socket
 import time
 import uuid
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -102,10 +103,11 @@ class Ownership:
         raise ClusterError(f"this job must own its runs, got {there} that took them over; what is finished is kept")
 
     def end(self) -> None:
-        """Leave the plan to the next one."""
-        there = self._read()
-        if there is not None and there.id == self._me.id:
-            self._store.delete(self._key)
+        """Leave the plan to the next one; where the store is down, our silence will tell."""
+        with suppress(StoreError):
+            there = self._read()
+            if there is not None and there.id == self._me.id:
+                self._store.delete(self._key)
 
     def _read(self) -> Owner | None:
         try:

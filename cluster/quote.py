@@ -153,7 +153,7 @@ def quote(runs: Sequence[Run], tasks: Mapping[str, Task], speed: Speed, settings
         num_teachers=len(teachers),
         num_students=sum(map(len, students.values())),
         work_s=work,
-        pools=tuple(_pool(teachers, cohorts, num) for num in pools(num_jobs, settings.num)),
+        pools=tuple(_pool(teachers, cohorts, num, settings.idle_s) for num in pools(num_jobs, settings.num)),
     )
 
 
@@ -161,17 +161,20 @@ def _macs(run: Run, task: Task) -> int:
     return count_macs(run.student, task.resolution, task.num_classes)
 
 
-def _pool(teachers: Mapping[str, Range], cohorts: Mapping[str, Sequence[Range]], num_lanes: int) -> Pool:
+def _pool(teachers: Mapping[str, Range], cohorts: Mapping[str, Sequence[Range]], num_lanes: int, idle_s: float) -> Pool:
     found = [
         schedule(
             {task: getattr(took, name) for task, took in teachers.items()},
             {task: [getattr(took, name) for took in some] for task, some in cohorts.items()},
             num_lanes,
+            idle_s,
         )
         for name in ("low", "expected", "high")
     ]
     ends, held = zip(*found, strict=True)
-    return Pool(num_lanes, Range(*ends) + Range(LANE_START_S / 2, LANE_START_S, 2 * LANE_START_S), Range(*held))
+    start = Range(LANE_START_S / 2, LANE_START_S, 2 * LANE_START_S)
+    num_started = min(num_lanes, len(teachers) + sum(map(len, cohorts.values())))
+    return Pool(num_lanes, Range(*ends) + start, sum([start] * num_started, Range(*held)))
 
 
 def pools(num_jobs: int, num_lanes: int) -> list[int]:
@@ -180,10 +183,11 @@ def pools(num_jobs: int, num_lanes: int) -> list[int]:
 
 
 def schedule(
-    teachers: Mapping[str, float], cohorts: Mapping[str, Sequence[float]], num_lanes: int
+    teachers: Mapping[str, float], cohorts: Mapping[str, Sequence[float]], num_lanes: int, idle_s: float = 0.0
 ) -> tuple[float, float]:
-    """When the last of some lanes ends, and for how long all of them together are held: each until its own last work.
+    """When the last of some lanes ends, and for how long all of them together are held.
 
+    Each is held until `idle_s` after its own last work, or until there is none left for any.
     teachers: by task the seconds of its teacher, where that is still to be trained; its cohorts, by task the seconds of
     each, wait for it. As in the queue, what most work waits for comes first, then what takes longest.
     """
@@ -210,4 +214,5 @@ def schedule(
         else:
             break
         heapq.heappush(lanes, (ended[lane], lane))
-    return max(ended.values(), default=0.0), sum(ended.values())
+    end = max(ended.values(), default=0.0)
+    return end, sum(min(own + idle_s, end) for own in ended.values())

@@ -8,7 +8,7 @@ work is seconds as the finished runs of the same kind took them, so that a teach
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from cluster.effort import Line, fit_line
@@ -151,10 +151,15 @@ def _task(task: str, runs: Sequence[Run], outlines: Outlines, running: set[str],
 
 
 def _failing(runs: Sequence[Run], outlines: Outlines, events: Sequence[Event]) -> list[Failing]:
-    """The runs whose attempts failed, the last failure first, then those that can never start."""
+    """The runs whose attempts failed, the last failure first, then those that can never start.
+
+    A queue that starts tries those again that one before it had given up.
+    """
     left = {run.id: run for run in runs if run.id not in outlines.run_ids}
     found: dict[str, Failing] = {}
     for event in events:
+        if event.kind == "queue started":
+            found = {run_id: replace(each, is_given_up=False) for run_id, each in found.items()}
         run = left.get(str(event.fields.get("run")))
         if event.kind == "failed" and run is not None:
             before = found.get(run.id)

@@ -47,14 +47,15 @@ class Bar:
         self._bar = bar
         self._task = task
         self._began = time.monotonic()
-        self._first: int | None = None
+        self._total: int | None = None
+        self._first = 0
         self._printed = self._began
 
     def update(self, done: int, total: int, detail: str = "") -> None:
-        """Show `done` of `total`; work done before the first call does not count towards the ETA."""
+        """Show `done` of `total`; work done before the first call, or the first of this total, does not count for the ETA."""
         now = time.monotonic()
-        if self._first is None:
-            self._first, self._began = done, now
+        if total != self._total:
+            self._total, self._first, self._began = total, done, now
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, total=total, detail=detail)
         elif now - self._printed >= LINE_EVERY_S:
@@ -62,7 +63,7 @@ class Bar:
             self._rich.print(f"  {self._name}: {done}/{total} {detail} {self._eta(done, total, now)}".rstrip())
 
     def _eta(self, done: int, total: int, now: float) -> str:
-        gained = done - (self._first or 0)
+        gained = done - self._first
         return f"ETA {(now - self._began) / gained * (total - done):.0f} s" if gained else ""
 
 

@@ -68,7 +68,11 @@ RecordsOption = Annotated[
     Records, typer.Option("--records", help="The store's records, or those that the package ships.")
 ]
 RetrainOption = Annotated[
-    bool, typer.Option("--retrain", help="With shipped records: meta-train again what is meta-learned; minutes.")
+    bool,
+    typer.Option(
+        "--retrain",
+        help="With shipped records: meta-train again what is meta-learned; a minute for DaSS, an hour for all.",
+    ),
 ]
 PageOption = Annotated[
     Path | None,

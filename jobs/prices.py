@@ -26,7 +26,7 @@ EXAMPLES: Mapping[str, tuple[float, float]] = {  # part of the device's name: (o
     CPU_CORE: (0.045, 0.018),
 }
 DEAREST = "H200"  # what a GPU that no example names is taken for
-GPU_NAMES = re.compile("NVIDIA|Tesla|Quadro|Instinct|Radeon")
+GPU_NAMES = re.compile("NVIDIA|Tesla|Quadro|Instinct|(?<!with )(?<!w/ )Radeon")  # "with": a CPU's name
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,6 @@ def run(job: Job, source: str | None = None, teacher_file: Path | None = None, w
     if job.dry_run:
         return {**summary, **_dry_run(job, task, is_trained=own is not None or not pending_teacher(job, task))}
     target_task(job, source, refresh=True)  # nothing can be refused any more: keep the images
-    put_blob(job.store, found.data)  # a report asks it again
     if own is not None:
         put_own_teacher(job.database, own, task.id)
     teacher = own or find_teacher(job, task)
@@ -72,6 +71,7 @@ def run(job: Job, source: str | None = None, teacher_file: Path | None = None, w
         "advice": None if advice is None else {**asdict(advice), "sentences": advice.sentences},
         "sample": [] if ranking.is_complete else [asdict(candidate) for candidate in ranking.sample],
     }
+    put_blob(job.store, found.data)  # a report asks it again; now, because what nothing names may be removed
     put_latest(job.store, f"search-{task.id}", value)
     job.console.table(
         f"Best of {ranking.scored} candidates for {task.name}",

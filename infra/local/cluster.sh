@@ -3,7 +3,8 @@
 #
 #   infra/local/cluster.sh start                      starts it
 #   infra/local/cluster.sh submit VERB [OPTION ...]   submits `python -m jobs VERB OPTION ...`, shows its output, and exits
-#                                                     with the job's own code: 0 done, 1 failed, 2 bad input, 130 interrupted
+#                                                     with the job's own code: 0 done, 1 failed, 2 bad input, 3 budget spent,
+#                                                     130 interrupted
 #   infra/local/cluster.sh ray ARGUMENT ...           Ray's command line, such as `ray job list`, with the token
 #   infra/local/cluster.sh stop                       ends it
 #   infra/local/cluster.sh quickstart [OPTION ...]    start, submit quickstart, stop

@@ -3,9 +3,9 @@
     python -m tests.benchmarks control-plane [--json] [--runs N ...] [--lanes N ...] [--planned N ...] [--run-seconds S]
 
 Everything is the product's own - driver, queue actor, lanes under Ray Train, packs, teachers, records, events, a folder as
-the store - but for one class: in the lanes a cohort that ends a run at each yield stands in for the one that trains. So
+the store - but for one class: in the lanes a cohort that ends all its runs in one yield stands in for the one that trains. So
 this leaves out: building students, the further yields of a real run (a call of the queue each, whose time is told), and
-checkpoints. With `--run-seconds` a lane waits so long for each run, as it would for a device of its own: what is left of
+checkpoints. With `--run-seconds` a lane waits so long for each run, which ends alone, as it would for its device: what is left of
 more lanes' speed when this machine's cores only have the lanes to keep.
 
 A collection's time runs from its first cohort to its last record; the start of the lanes is told apart. `parts` is one
@@ -83,9 +83,9 @@ PARTS: Mapping[str, tuple[Any, str]] = {
 
 
 class IdleCohort:
-    """Stands in for a Cohort, and ends its runs one by one.
+    """Stands in for a Cohort, and ends its runs together.
 
-    run_s: seconds until each of them ends.
+    run_s: seconds of each run, after which it ends; where there are any, one run after the other.
     """
 
     run_s = 0.0

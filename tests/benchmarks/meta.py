@@ -3,7 +3,7 @@
     python -m tests.benchmarks meta [--json] [--episodes N] [--rounds R] [--device cpu|cuda]
 
 Tasks of 100 students with random maps of `paper5` at 64 px, (256, 8, 8), and the default configuration. *plain*: what
-algorithms.md prescribes with torch's own layers (reference_meta.py). Each sample is N episodes with the evaluation that
+the method prescribes with torch's own layers (reference_meta.py). Each sample is N episodes with the evaluation that
 ends them, from training that goes on. `limit_share`: FLOPs of all products and convolutions executed, over time, over
 the machine's best convolution rate in the same run. `peak_mb` has both sides in it. All in float32 (without TF32).
 

@@ -1,4 +1,4 @@
-"""Meta-training as algorithms.md, section 4, tells it, written plainly: torch's own layers, autograd, one task at a time.
+"""Meta-training as the method's paper tells it, written plainly: torch's own layers, autograd, one task at a time.
 
 It shares with `dass.meta` the tasks, the draw of episodes, the first weights and Spearman's rho, and no arithmetic.
 """

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import ray
 
+import cluster.fleet
 from cluster.checkpoints import find_saved
 from cluster.events import read_events
-from cluster.fleet import Fleet, resources_of
+from cluster.fleet import Fleet, _Failure, resources_of
 from cluster.lane import LaneJob
 from cluster.lanes import run_plan
 from cluster.objects import open_store
@@ -59,6 +60,23 @@ def test_a_second_driver_looks_on_and_goes_on_when_the_first_one_ends(site: Site
     first.close()
     *_, last = second
     assert (last.finished, last.note) == (5, "")
+    expected = trained_without_ray(site, plan)
+    assert {run_id: record.result for run_id, record in site.records().items()} == {
+        run_id: ended.result for run_id, ended in expected.items()
+    }
+
+
+def test_a_driver_that_hangs_is_overtaken_on_its_own_cluster(site: Site) -> None:
+    plan, lanes = site.plan(replace(RECIPE, epochs=12)), replace(LANES, lease_s=6.0)
+    hanging = run_plan(site.store.url, plan, lanes)
+    next(hanging)  # and it never looks again
+    notes = []
+    for stats in run_plan(site.store.url, plan, lanes, takeover=True):
+        notes.append(stats.note)
+    assert notes[0] == "another job on this cluster is asked to end"
+    assert stats.finished == 5
+    with pytest.raises((ClusterError, ray.exceptions.RayActorError)):
+        list(hanging)
     expected = trained_without_ray(site, plan)
     assert {run_id: record.result for run_id, record in site.records().items()} == {
         run_id: ended.result for run_id, ended in expected.items()
@@ -124,6 +142,29 @@ def test_lanes_that_fail_for_nothing_end_the_fleet_with_their_reason(site: Site)
     with pytest.raises(ClusterError, match=r"within 0 restarts, got .*no such queue.*what is finished is kept"):
         all(fleet.step(standing(cohorts=1), 0.0) for _ in iter(int, 1))
     assert len(fleet.causes) == 1
+
+
+def test_a_lane_that_fails_after_runs_have_ended_is_started_again(site: Site) -> None:
+    fleet = Fleet(lane_job(site))
+    fleet.step(standing(cohorts=1), 0.0)
+    while not fleet._lanes:
+        fleet.step(standing(cohorts=1), 0.0)
+    with pytest.raises(ClusterError, match="no such queue"):  # the second one, in whose life none did
+        all(fleet.step(replace(standing(cohorts=1), finished=1), 0.0) for _ in iter(int, 1))
+    assert len(fleet.causes) == 2
+
+
+def test_a_lane_whose_driver_is_lost_is_started_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    died = _Failure("the node died", is_of_driver=True)
+    failures = iter([died])
+    real = cluster.fleet._failure
+    monkeypatch.setattr(cluster.fleet, "_failure", lambda lane: next(failures, None) or real(lane))
+    job = replace(lane_job(site), settings=replace(LANES, max_failures=1))
+    fleet = Fleet(job)
+    with pytest.raises(ClusterError, match="no such queue"):
+        all(fleet.step(standing(cohorts=1), 0.0) for _ in iter(int, 1))
+    assert fleet.causes[0] == "the node died"
+    assert len(fleet.causes) == 2
 
 
 def test_nothing_left_wants_no_lane(site: Site) -> None:

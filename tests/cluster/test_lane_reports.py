@@ -18,8 +18,8 @@ from cluster.objects import Entry, FolderStore, ObjectStore
 from cluster.runtime import device_name, session
 from cluster.settings import LaneConfig
 from dass.errors import ConfigError, StoreError
-from dass.kd.cohort import Progress
-from tests.cluster.builders import RemoteMemoryStore
+from dass.kd.cohort import Ended, Progress
+from tests.cluster.builders import RemoteMemoryStore, make_record, make_run
 from tests.cluster.lane_site import LANES, RECIPE, in_process, make_site, queue_of
 
 CPU = torch.device("cpu")
@@ -51,7 +51,8 @@ def test_a_report_says_what_the_lane_holds_and_how_far_it_has_come(tmp_path: Pat
         lane.hold(Token(3, 7), "birds", ["a", "b", "c"])
         lane.begin(step=40, images_per_step=16)
         lane.note(Progress(60, 100, 2), 3, ["a", "b", "c"])
-        lane.note(Progress(80, 100, 3), 2, ["a", "b"])
+        done = make_record(make_run(0))
+        lane.note(Progress(80, 100, 3, (Ended(done.run, done.result, None, 1.0),)), 2, ["a", "b"])
         while (report := until(store, LaneState.TRAINING)).step < 80:
             pass
         lane.wait()
@@ -59,7 +60,7 @@ def test_a_report_says_what_the_lane_holds_and_how_far_it_has_come(tmp_path: Pat
     assert (first.device, first.devices, first.queue) == (device_name(CPU), 2.0, "queue-1")
     assert (report.task, report.token, report.runs, report.recorded) == ("birds", "3-7", ("a", "b"), 1)
     assert (report.step, report.num_steps, report.epoch, report.cohort) == (80, 100, 3, 2)
-    assert report.student_steps == 3 * 20 + 2 * 20
+    assert report.student_steps == 3 * 20 + 3 * 20
     assert report.images_per_s == pytest.approx(16 * report.student_steps_per_s, abs=0.01)
     assert report.memory_bytes > 10**6
     assert (waiting.runs, waiting.task) == ((), "")
@@ -172,6 +173,22 @@ def test_who_looks_again_reads_only_what_changed() -> None:
     before = len(store.reads)
     assert [heard.report for heard in reports.read()] == first
     assert len(store.reads) == before
+
+
+def test_a_report_that_could_not_be_read_is_an_error_and_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = StillStore()
+    with reporter(store, replace(SETTINGS, report_s=1000.0)):
+        pass
+
+    def slow_down(_: object, key: str) -> bytes:
+        raise StoreError(f"the store must give {key}, got SlowDown; wait")
+
+    reports = LaneReports(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(StillStore, "get", slow_down)
+        with pytest.raises(StoreError, match="SlowDown"):
+            reports.read()
+    assert [heard.report for heard in reports.read()] == [only(store)]
 
 
 def test_a_pause_between_reports_must_be_positive() -> None:

@@ -114,6 +114,7 @@ def test_a_store_that_is_down_ends_no_owner(store: FolderStore, monkeypatch: pyt
 
     monkeypatch.setattr(FolderStore, "get", down)
     mine.keep()
+    mine.end()  # what ended the job is told, and not this
 
 
 def test_a_damaged_sign_of_life_is_named(store: FolderStore) -> None:

@@ -48,6 +48,8 @@ def test_no_schedule_beats_the_work_nor_the_longest_chain(
 def test_students_wait_for_their_teacher_and_others_go_on_meanwhile() -> None:
     end, held = schedule({"a": 10.0}, {"a": [5.0], "b": [8.0, 1.0]}, 2)
     assert (end, held) == (15.0, 15.0 + 9.0)
+    assert schedule({"a": 10.0}, {"a": [5.0], "b": [8.0, 1.0]}, 2, idle_s=2.0) == (15.0, 15.0 + 11.0)
+    assert schedule({"a": 10.0}, {"a": [5.0], "b": [8.0, 1.0]}, 2, idle_s=60.0) == (15.0, 15.0 + 15.0)
 
 
 def sampled(steps: list[tuple[float, float]], **fields: object) -> Samples:
@@ -99,7 +101,7 @@ def test_a_quote_adds_up(site: Site) -> None:
     assert (found.num_teachers, found.num_students) == (1, 20)
     assert [pool.lanes for pool in found.pools] == [1, 2, 3, 4]
     first = found.pools[0]
-    assert first.lane_s.expected == pytest.approx(found.work_s.expected)
+    assert first.lane_s.expected == pytest.approx(found.work_s.expected + LANE_START_S)
     assert first.eta_s.expected == pytest.approx(found.work_s.expected + LANE_START_S)
     assert found.work_s.low < found.work_s.expected < found.work_s.high
     for fewer, more in itertools.pairwise(found.pools):

@@ -92,6 +92,17 @@ def test_a_run_that_is_tried_again_is_running_and_not_failed() -> None:
     assert (found.tasks[0].running, found.tasks[0].failed) == (1, 0)
 
 
+def test_what_a_queue_before_gave_up_is_tried_again_by_the_next() -> None:
+    before = [failed(RUNS[1], Decision.GIVE_UP), failed(RUNS[2], Decision.GIVE_UP)]
+    started = Event((NOW - timedelta(minutes=50)).isoformat(), "queue", "queue started", {"incarnation": 2})
+    found = stands([outline(TEACHER)], [], [*before, started, failed(RUNS[2], Decision.GIVE_UP, minute=20)])
+    assert {each.run: (each.attempts, each.is_given_up) for each in found.failing} == {
+        RUNS[1].id: (1, False),
+        RUNS[2].id: (2, True),
+    }
+    assert (found.tasks[0].failed, found.tasks[0].pending) == (1, len(RUNS) - 2)
+
+
 def test_students_of_a_diverged_teacher_have_failed_and_say_why() -> None:
     found = stands([outline(TEACHER, status=Status.DIVERGED)])
     assert found.tasks[0].failed == len(RUNS) - 1

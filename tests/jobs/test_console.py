@@ -84,6 +84,21 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(
     assert done.startswith("work: done in ")
 
 
+def test_what_is_left_of_another_total_is_not_foretold_from_the_pace_of_the_one_before(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LINE_EVERY_S", -math.inf)
+    now = iter([0.0, 600.0, 600.0, 610.0])
+    with Console().phase("work") as bar:
+        monkeypatch.setattr("jobs.console.time.monotonic", lambda: next(now))
+        bar.update(0, 100, "read")
+        bar.update(100, 100, "read")
+        bar.update(0, 50, "remove")
+        bar.update(10, 50, "remove")
+        monkeypatch.undo()
+    assert capsys.readouterr().err.splitlines()[3] == "  work: 10/50 remove ETA 40 s"
+
+
 def test_a_terminal_shows_a_bar_with_an_eta(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

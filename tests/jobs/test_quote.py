@@ -10,6 +10,7 @@ import torch
 from cluster.database import RunDatabase
 from cluster.lane_reports import LaneReports
 from cluster.objects import FolderStore
+from cluster.quote import LANE_START_S
 from cluster.runtime import device_name
 from cluster.schema import encode_json, plain, record_to_json
 from dass.records import Record
@@ -34,10 +35,11 @@ def test_a_quote_needs_no_store_and_makes_none(tmp_path: Path) -> None:
     assert 0 < hours["low"] < hours["expected"] < hours["high"]
     assert [pool["lanes"] for pool in found["pools"]] == [1, 2, 4]  # 4 cohorts, after 4 teachers
     one = found["pools"][0]
-    assert one["device_hours"]["expected"] == pytest.approx(hours["expected"])
+    held = one["device_hours"]["expected"]
+    assert held == pytest.approx(hours["expected"] + LANE_START_S / 3600)
     on_demand, spot = EXAMPLES[CPU_CORE]
-    assert one["on_demand_usd"] == pytest.approx(on_demand * hours["expected"])
-    assert one["spot_usd"] == pytest.approx(spot * hours["expected"])
+    assert one["on_demand_usd"] == pytest.approx(on_demand * held)
+    assert one["spot_usd"] == pytest.approx(spot * held)
     assert tree(tmp_path) == {}
 
 
@@ -97,7 +99,10 @@ def test_where_there_is_no_gpu_a_quote_for_gpus_says_so(tmp_path: Path) -> None:
         ("Tesla T4", "T4"),
         ("Tesla V100-SXM2-16GB", "V100"),
         ("NVIDIA GeForce RTX 4090", "H200"),
+        ("AMD Radeon Pro W7900", "H200"),
         ("AMD EPYC 7B13", CPU_CORE),
+        ("AMD Ryzen 7 5700G with Radeon Graphics", CPU_CORE),
+        ("AMD Ryzen 9 7940HS w/ Radeon 780M Graphics", CPU_CORE),
         ("Intel(R) Xeon(R) CPU @ 2.20GHz", CPU_CORE),
     ],
 )
