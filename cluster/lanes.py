@@ -6,12 +6,13 @@ What is done, the store knows; queue, fleet and this driver may be lost at any t
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
+from ray.util import list_named_actors
 
 from cluster.database import RunDatabase
 from cluster.documents import get_tasks
@@ -61,11 +62,12 @@ def run_plan(
     """
     check_room(settings)
     store = open_store(store_url)
-    name = f"queue-{content_id([store.url, plan.id])}"
+    work = f"queue-{content_id([store.url, plan.id])}-"
     owner = Ownership(store, plan.id, settings.lease_s / BEATS_PER_LEASE)
+    name = work + owner.id  # lanes of another driver do not take ours for theirs
     if takeover:
-        yield from _overtake(owner, name, 2 * settings.lease_s / BEATS_PER_LEASE)
-    while (queue := _find(name)) is not None:
+        yield from _overtake(owner, work, 2 * settings.lease_s / BEATS_PER_LEASE)
+    while (queue := _find(work)) is not None:
         yield from _look_on(queue, "another job on this cluster trains them")
         if not pending(plan, RunDatabase(store).finished_ids()):
             return
@@ -102,9 +104,9 @@ def _look_on(queue: Any, note: str, for_s: float = math.inf) -> Iterator[QueueSt
         time.sleep(POLL_S)
 
 
-def _overtake(owner: Ownership, name: str, patience_s: float) -> Iterator[QueueStats]:
-    """Take the plan, and end the queue of another driver on this cluster if that one does not within its patience."""
-    if (queue := _find(name)) is not None:
+def _overtake(owner: Ownership, work: str, patience_s: float) -> Iterator[QueueStats]:
+    """Take the plan, and end the queue of another driver on this cluster if that one does not in time; its lanes follow."""
+    if (queue := _find(work)) is not None:
         list(owner.claim(takeover=True))  # at its next sign of life that driver sees it
         yield from _look_on(queue, "another job on this cluster is asked to end", patience_s)
         ray.kill(queue)
@@ -114,11 +116,13 @@ def _nothing_known(plan: Plan, note: str) -> QueueStats:
     return QueueStats(len(plan.runs), 0, 0, len(plan.runs), 0, {}, note=note)
 
 
-def _find(name: str) -> Any:  # noqa: ANN401 - a Ray handle
-    try:
-        return ray.get_actor(name, namespace=NAMESPACE)
-    except ValueError:
-        return None
+def _find(work: str) -> Any:  # noqa: ANN401 - a Ray handle
+    """The queue of a driver on this cluster that has the same work, or None."""
+    for actor in list_named_actors(all_namespaces=True):
+        if actor["namespace"] == NAMESPACE and actor["name"].startswith(work):
+            with suppress(ValueError):  # gone meanwhile
+                return ray.get_actor(actor["name"], namespace=NAMESPACE)
+    return None
 
 
 @contextmanager

@@ -63,6 +63,11 @@ class Ownership:
         self._me = Owner(uuid.uuid4().hex, _host(), os.getpid(), now, beat_s)
         self._beaten = -float("inf")
 
+    @property
+    def id(self) -> str:
+        """Of this driver, and of no other."""
+        return self._me.id
+
     def claim(self, *, takeover: bool) -> Generator[Owner, None, None]:
         """Take the plan; yields its owner for as long as it is unknown whether that one lives.
 

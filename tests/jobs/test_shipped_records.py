@@ -60,7 +60,7 @@ def test_the_records_are_those_of_the_card_and_hold_neither_images_nor_weights(s
     students = Counter((names[record.run.task], record.run.seed) for record in records if record.run.teacher)
     splits = {f"tiny10-{index}" for index in range(10)}
     assert {name for name, seed in students if seed == 0} == splits | TARGETS
-    assert {students[name, 0] for name in splits} == {20}
+    assert {students[name, 0] for name in splits} == {30}
     assert {(students[name, 0], students[name, 1]) for name in TARGETS} == {(30, 10)}
     kinds = {key.split("/")[0] for key in store.list()}
     assert kinds == {"records", "documents", "blobs", "schema.json"}
