@@ -50,6 +50,23 @@ def test_a_fleet_grows_with_the_work_to_what_there_is_room_for(site: Site) -> No
     assert ray.available_resources()["CPU"] == 2.0
 
 
+def test_a_driver_that_hangs_is_overtaken_on_its_own_cluster(site: Site) -> None:
+    plan, lanes = site.plan(replace(RECIPE, epochs=12)), replace(LANES, lease_s=6.0)
+    hanging = run_plan(site.store.url, plan, lanes)
+    next(hanging)  # and it never looks again; one of the two CPUs is held for its lane
+    notes = []
+    for stats in run_plan(site.store.url, plan, lanes, takeover=True):
+        notes.append(stats.note)
+    assert notes[0] == "another job on this cluster is asked to end"
+    assert stats.finished == 5
+    with pytest.raises((ClusterError, ray.exceptions.RayActorError)):
+        list(hanging)
+    expected = trained_without_ray(site, plan)
+    assert {run_id: record.result for run_id, record in site.records().items()} == {
+        run_id: ended.result for run_id, ended in expected.items()
+    }
+
+
 def test_a_second_driver_looks_on_and_goes_on_when_the_first_one_ends(site: Site) -> None:
     plan = site.plan(replace(RECIPE, epochs=12))
     first, second = (run_plan(site.store.url, plan, LANES) for _ in range(2))
@@ -60,23 +77,6 @@ def test_a_second_driver_looks_on_and_goes_on_when_the_first_one_ends(site: Site
     first.close()
     *_, last = second
     assert (last.finished, last.note) == (5, "")
-    expected = trained_without_ray(site, plan)
-    assert {run_id: record.result for run_id, record in site.records().items()} == {
-        run_id: ended.result for run_id, ended in expected.items()
-    }
-
-
-def test_a_driver_that_hangs_is_overtaken_on_its_own_cluster(site: Site) -> None:
-    plan, lanes = site.plan(replace(RECIPE, epochs=12)), replace(LANES, lease_s=6.0)
-    hanging = run_plan(site.store.url, plan, lanes)
-    next(hanging)  # and it never looks again
-    notes = []
-    for stats in run_plan(site.store.url, plan, lanes, takeover=True):
-        notes.append(stats.note)
-    assert notes[0] == "another job on this cluster is asked to end"
-    assert stats.finished == 5
-    with pytest.raises((ClusterError, ray.exceptions.RayActorError)):
-        list(hanging)
     expected = trained_without_ray(site, plan)
     assert {run_id: record.result for run_id, record in site.records().items()} == {
         run_id: ended.result for run_id, ended in expected.items()
