@@ -29,6 +29,7 @@ bench: $(READY)
 	$(BIN)/python -m tests.benchmarks embed
 	$(BIN)/python -m tests.benchmarks embed --stream --points 10 100 1000 10000
 	$(BIN)/python -m tests.benchmarks cohort --cohorts 1 8 --rounds 2
+	$(BIN)/python -m tests.benchmarks levers
 	$(BIN)/python -m tests.benchmarks meta
 	$(BIN)/python -m tests.benchmarks store --records 1000 10000
 	$(BIN)/python -m tests.benchmarks control-plane --runs 250 --lanes 1 2

@@ -174,7 +174,7 @@ def test_predictor_and_calibration_can_be_made_again_from_the_records(tmp_path: 
     assert answer.code == 0, answer.err
     found, shipped = json.loads(answer.out), read_predictor().calibration
     assert shipped is not None
-    assert found["spearman"] == pytest.approx(0.86, abs=0.05)
+    assert found["spearman"] == pytest.approx(0.84, abs=0.05)
     assert found["label_noise_pct"] == pytest.approx(shipped.label_noise_pct)
     assert found["half_width_pct"] == pytest.approx(shipped.half_width_pct(0.8), rel=0.2)
     assert load(output).method.spec == load().method.spec
