@@ -30,11 +30,9 @@ from dass.allocator import keep_freed_memory
 from dass.kd.cohort import Cohort, evaluate
 from dass.kd.logits import TeacherLogits
 from dass.networks.small_resnet import STRIDES
-from dass.spaces import get_space
 from tests.benchmarks import measure
-from tests.benchmarks.cohort import Site, executed_flops, make_site
+from tests.benchmarks.cohort import SPACE, Site, executed_flops, make_site
 
-SPACE = get_space("paper5")
 VALID_PER_TRAIN = 0.5
 ROUNDING = ("bfloat16", "tf32")  # levers that change labels
 _gate: Any = None  # where processes wait for each other

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dass.threads import one_thread
 from tests.benchmarks import cohort
 from tests.benchmarks.cohort import average_students, executed_flops, main, make_site, train_cohort, utilisation
 
@@ -27,10 +28,8 @@ exec sleep 60
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @pytest.mark.parametrize("is_first", [True, False])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dass.threads import one_thread
 from tests.benchmarks.cohort import executed_flops, make_site
 from tests.benchmarks.levers import Steps, main
 
@@ -15,10 +16,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 def weights_after_a_step(**settings: object) -> list[torch.Tensor]:

@@ -16,15 +16,14 @@ from dass.errors import StoreError
 from dass.meta.train import MetaConfig, MetaTraining
 from dass.meta.tuning import Trial, TrialStatus, spec_for
 from dass.predictor import load_predictor
+from dass.threads import one_thread
 from tests.cluster.tuning import BASE, TASKS, undisturbed
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture
