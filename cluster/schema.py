@@ -2,7 +2,8 @@
 
 In JSON a number that is not finite stands as the text NaN, Infinity or -Infinity, because JSON has none: a diverged run
 must leave its record too. A field added to the dataclasses raises SCHEMA_VERSION; a reader gives it its default in
-older objects and refuses newer ones. Version 2 added the incarnation to the provenance.
+older objects and refuses newer ones. Version 2 added the incarnation to the provenance, version 3 the precision to the
+recipe.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from dass.errors import ObjectNotFoundError, SchemaTooNewError, StoreError
 from dass.json_text import parse_json
 from dass.records import ID_VERSION, Recipe, Record
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 STORE_KEY = "schema.json"
 
 _VERSIONS = ("schema", "id_version")  # the fields of the marker

@@ -132,6 +132,8 @@ def upgraded(table: pa.Table, key: str, columns: Iterable[str] = tuple(_COLUMNS)
         for name, (since, value) in _ADDED.items():
             if name not in table.column_names and version < since:
                 table = table.append_column(name, pa.repeat(pa.scalar(value, _COLUMNS[name]), table.num_rows))
+        if "recipe_json" in columns and version < SCHEMA_VERSION:
+            table = _with_todays_recipes(table)
         today = pa.repeat(pa.scalar(SCHEMA_VERSION, _COLUMNS["schema"]), table.num_rows)
         table = table.set_column(table.column_names.index("schema"), "schema", today)
         table = table.select(columns).cast(pa.schema([ARROW_SCHEMA.field(name) for name in columns]))
@@ -141,6 +143,14 @@ def upgraded(table: pa.Table, key: str, columns: Iterable[str] = tuple(_COLUMNS)
     if absent := [name for name in columns if name not in _NULLABLE and table.column(name).null_count]:
         raise damaged(key, f"rows without {', '.join(absent)}")
     return table
+
+
+def _with_todays_recipes(table: pa.Table) -> pa.Table:
+    """The recipes with the fields that they have gained since."""
+    encoded = table.column("recipe_json").combine_chunks().dictionary_encode()
+    recipes = pa.array([_recipe_json(read_recipe(text)) for text in encoded.dictionary.to_pylist()], pa.string())
+    column = pa.DictionaryArray.from_arrays(encoded.indices, recipes).cast(pa.string())
+    return table.set_column(table.column_names.index("recipe_json"), "recipe_json", column)
 
 
 def table_to_parquet(table: pa.Table) -> bytes:

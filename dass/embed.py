@@ -21,6 +21,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the customary name
@@ -38,6 +39,7 @@ NOISE_SEED = 0
 CHUNK = 128  # students whose maps are computed together, by one thread
 WIDE = 96 * 96  # channels in times channels out, from which Winograd's filtering is the faster one on a CPU
 
+MapPrecision = Literal["float32", "bfloat16"]
 Maps = dict[int, torch.Tensor]  # width -> maps (nodes, H, W, width)
 Child = tuple[int, int, int, int]  # width and row of the parent, block of the teacher, width
 Site = tuple[int, int]  # where a node's map lies: (width, row in the maps of that width)
@@ -57,7 +59,8 @@ def noise_sha(noise: torch.Tensor) -> str:
 class _Filter:
     """A 3x3 convolution with its batch norm folded in: weight (out, in, 3, 3), bias (out,).
 
-    products: the weight as `winograd` takes it; None where it is narrow, and on a GPU, whose library chooses itself.
+    products: the weight as `winograd` takes it; None where it is narrow or bfloat16, and on a GPU, whose library chooses
+    itself.
     """
 
     weight: torch.Tensor
@@ -66,15 +69,18 @@ class _Filter:
 
     @classmethod
     def of(cls, weight: torch.Tensor, bias: torch.Tensor) -> "_Filter":
+        is_exact = weight.device.type == "cpu" and weight.dtype == torch.float32
         is_wide = weight.shape[0] * weight.shape[1] >= WIDE
-        products = winograd.transform(weight) if is_wide and weight.device.type == "cpu" else None
+        products = winograd.transform(weight) if is_wide and is_exact else None
         return cls(weight.contiguous(memory_format=torch.channels_last), bias, products)
 
     @classmethod
-    def fold(cls, state: Mapping[str, torch.Tensor], conv: str, norm: str) -> "_Filter":
+    def fold(
+        cls, state: Mapping[str, torch.Tensor], conv: str, norm: str, dtype: torch.dtype = torch.float32
+    ) -> "_Filter":
         scale = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + BN_EPS)
         weight = state[f"{conv}.weight"] * scale[:, None, None, None]
-        return cls.of(weight, state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale)
+        return cls.of(weight.to(dtype), (state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale).to(dtype))
 
     def slice(self, out: slice, into: slice) -> "_Filter":
         products = None if self.products is None else self.products[:, into, out]
@@ -133,6 +139,8 @@ class Embedder:
         teacher: the teacher's architecture.
         noise: (1, 3, R, R), see `draw_noise`; its device is the device of the computation.
         mode: how students are remapped; `scratch` has no teacher to slice and is refused.
+        precision: `bfloat16` holds filters and maps with 7 bits; what that costs and brings, tests/benchmarks tells
+            (`embed`). Maps come as float32 either way.
     """
 
     def __init__(
@@ -141,22 +149,25 @@ class Embedder:
         teacher: Student,
         noise: torch.Tensor,
         mode: Init = "copy_paste_first",
+        precision: MapPrecision = "float32",
     ) -> None:
         if mode == "scratch":
             raise ConfigError("maps need weights remapped from a teacher, got mode 'scratch'; use a copy_paste mode")
         self._teacher = teacher
         self._mode: Init = mode
         state = {name: tensor.to(noise.device) for name, tensor in teacher_state.items()}
+        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self._filters = {
             (stage, block, conv): _Filter.fold(
-                state, f"stages.{stage}.{block}.conv{conv}", f"stages.{stage}.{block}.bn{conv}"
+                state, f"stages.{stage}.{block}.conv{conv}", f"stages.{stage}.{block}.bn{conv}", dtype
             )
             for stage, depth in enumerate(teacher.depths)
             for block in range(depth)
             for conv in (1, 2)
         }
         with torch.inference_mode():
-            self._stem = _Filter.fold(state, "stem.conv", "stem.bn")(noise.permute(0, 2, 3, 1).contiguous()).relu_()
+            stem = _Filter.fold(state, "stem.conv", "stem.bn")
+            self._stem = stem(noise.permute(0, 2, 3, 1).contiguous()).relu_().to(dtype)
         self._idle: list[_Scratch] = []  # as many as chunks were computed at the same time
         self._pairs: dict[tuple[int, int, int, int], tuple[_Filter, _Filter]] = {}  # by stage, block, widths in and out
 
@@ -181,7 +192,7 @@ class Embedder:
         if not students:
             raise ValueError("maps need at least one student, got none")
         side = self._side(len(STRIDES) - 1)
-        maps = self._stem.new_empty(len(students), self._teacher.widths[-1][-1], side, side)
+        maps = torch.empty(len(students), self._teacher.widths[-1][-1], side, side, device=self.device)
 
         def fill(indices: list[int]) -> None:
             maps[indices] = self._chunk([students[index] for index in indices])
@@ -210,7 +221,7 @@ class Embedder:
             maps, sites = self._stage(stage, [student.widths[stage] for student in students], maps, sites, scratch)
         ((_, last),) = maps.items()
         rows = _index([row for _, row in sites], last)
-        found = last.permute(0, 3, 1, 2).index_select(0, rows)
+        found = last.permute(0, 3, 1, 2).index_select(0, rows).float()
         self._idle.append(scratch)
         return found
 

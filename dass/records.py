@@ -22,6 +22,7 @@ ACC_UNIT = "percent"  # accuracies are 0..100 everywhere (algorithms: section 0)
 
 Loss = Literal["kd", "kd_paper", "ce"]
 Init = Literal["copy_paste_first", "copy_paste_last", "copy_paste_uniform", "copy_paste_uniform_last", "scratch"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - a walk over arbitrary JSON-able values
@@ -122,6 +123,10 @@ class Recipe:
     )
     eval_every: int = field(
         default=5, metadata={"help": "epochs between evaluations on the whole valid part; the last has one too"}
+    )
+    precision: Precision = field(
+        default="float32",
+        metadata={"help": "to what training rounds factors of a product; accuracies are always measured in float32"},
     )
 
     def __post_init__(self) -> None:

@@ -49,7 +49,8 @@ def run(job: Job, source: str | None = None, teacher_file: Path | None = None, w
     teacher = own or find_teacher(job, task)
     began = time.perf_counter()
     with one_thread():
-        scorer = make_scorer(predictor, job.space, teacher, device="cpu" if workers else job.device)
+        device = "cpu" if workers else job.device
+        scorer = make_scorer(predictor, job.space, teacher, device=device, precision=settings.precision)
     adapt_s = time.perf_counter() - began
     ranking = Ranking()
     with job.console.phase("search") as bar:

@@ -26,6 +26,7 @@ from dass.kd.logits import TeacherLogits
 from dass.kd.member import Member, Position, state_position
 from dass.kd.teacher import Teacher
 from dass.networks import build
+from dass.precision import rounding
 from dass.records import CurvePoint, Recipe, Result, Run, Status
 from dass.remap import remap
 from dass.seeding import generator
@@ -207,9 +208,10 @@ class Cohort:
     def _step(self, images: torch.Tensor, labels: torch.Tensor, lr: float) -> None:
         """Train all members on the batch of the position."""
         images = images.contiguous(memory_format=self._memory_format)
-        logits = None if self._teacher_network is None else self._taught(self._teacher_network, images)
-        for member in self._members:
-            member.step(images, labels, logits, lr)
+        with rounding(self._recipe.precision, images.device):
+            logits = None if self._teacher_network is None else self._taught(self._teacher_network, images)
+            for member in self._members:
+                member.step(images, labels, logits, lr)
 
     def _taught(self, teacher: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
         """The teacher's logits of the batch of the position, computed unless they are held."""

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from dass.cost import count_macs, count_params
-from dass.embed import Embedder, draw_noise, noise_sha
+from dass.embed import Embedder, MapPrecision, draw_noise, noise_sha
 from dass.errors import ConfigError, DataError, PredictorMismatchError
 from dass.kd.teacher import Teacher
 from dass.meta.episodes import ImageFeatures, Measured, MetaTask, Support
@@ -39,6 +39,9 @@ class SearchConfig:
     batch: int = field(default=500, metadata={"help": "students asked of the strategy at once"})
     chunk: int = field(
         default=250, metadata={"help": "the most students scored by one call; a part of what fixes a score's last bits"}
+    )
+    precision: MapPrecision = field(
+        default="float32", metadata={"help": "of students' maps; bfloat16 is faster for wide networks alone"}
     )
 
     def __post_init__(self) -> None:
@@ -147,12 +150,13 @@ def make_scorer(
     images: ImageFeatures | None = None,
     measured: Sequence[Record] = (),
     device: torch.device | str = "cpu",
+    precision: MapPrecision = "float32",
 ) -> PredictorScorer:
     """Any meta-learned method as a scorer for a new task: it looks at the task, and adapts if that is its way.
 
     teacher: of the task, with its accuracy there. images: features of the task's train part, for a method that looks at
     images. measured: records of students distilled from this teacher on the task, `method.num_support` of them; leave
-    them out where you measure how well the scorer ranks (`dass.meta.episodes.split_support`).
+    them out where you measure how well the scorer ranks (`dass.meta.episodes.split_support`). precision: of the maps.
 
     Raises:
         PredictorMismatchError: the method was made for another space or noise, or wants other images or more records.
@@ -160,7 +164,7 @@ def make_scorer(
     """
     check_made_for(method.spec, space)
     noise = draw_noise(method.spec.resolution).to(device)
-    embedder = Embedder(teacher.state, teacher.student, noise, method.spec.remap_mode)
+    embedder = Embedder(teacher.state, teacher.student, noise, method.spec.remap_mode, precision)
     support = Support(
         teacher_arch=space.encode(teacher.student),
         teacher_map=embedder.maps([teacher.student])[0],

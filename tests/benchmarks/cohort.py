@@ -1,7 +1,7 @@
 """Distillation: student-epochs per second of cohorts of K students, against one student at a time.
 
     python -m tests.benchmarks cohort [--json] [--cohorts K ...] [--device cpu|cuda] [--resolution R] [--images N]
-        [--rounds R] [--threads T] [--precision float32|tf32]
+        [--rounds R] [--threads T] [--precision float32|tf32|bfloat16]
 
 Students of `paper5` whose MACs are closest to the space's mean, so that any of them stands for all; one epoch with the
 default recipe; valid has a sixteenth of train's images and is evaluated twice, which is the share that it has in 50
@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import mean
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -33,7 +33,8 @@ from dass.kd.cohort import Cohort
 from dass.kd.logits import TeacherLogits
 from dass.kd.teacher import Teacher
 from dass.networks import build
-from dass.records import Recipe, Run, Status, Student
+from dass.precision import full_float32
+from dass.records import Precision, Recipe, Run, Status, Student
 from dass.spaces import get_space
 from tests.benchmarks import measure
 from tests.benchmarks.reference import EncodedImages, published_distil, strong_distil
@@ -60,7 +61,14 @@ class Site:
     logits: dict[int, TeacherLogits] = field(default_factory=dict)
 
 
-def make_site(num_runs: int, num_images: int, resolution: int, batch_size: int, device: torch.device) -> Site:
+def make_site(
+    num_runs: int,
+    num_images: int,
+    resolution: int,
+    batch_size: int,
+    device: torch.device,
+    precision: Precision = "float32",
+) -> Site:
     """Smooth random images (so that JPEG has its usual work), a teacher with random weights, and average students."""
     rng = torch.Generator().manual_seed(0)
     num_valid = max(NUM_CLASSES, num_images // TRAIN_PER_VALID)
@@ -73,7 +81,7 @@ def make_site(num_runs: int, num_images: int, resolution: int, batch_size: int, 
     data = ResidentBatches.of(pack, whole_task(pack, "smooth"), device)
     state = build(SPACE.largest, NUM_CLASSES, rng).state_dict()
     teacher = Teacher("t" * 32, SPACE.largest, state, 50.0)
-    recipe = Recipe(epochs=1, batch_size=batch_size, lr=0.001)
+    recipe = Recipe(epochs=1, batch_size=batch_size, lr=0.001, precision=precision)
     runs = [Run(data.task.id, teacher.id, student, recipe) for student in average_students(num_runs, resolution)]
     return Site(
         data,
@@ -215,6 +223,7 @@ def lines(document: dict[str, Any]) -> Iterator[str]:
         yield f"GPU utilisation {document['gpu_utilisation_pct']:.0f} % in cohort {max(sizes['cohorts'])}"
 
 
+@full_float32()
 def main(argv: Sequence[str]) -> None:
     """Measure and tell."""
     options = _parser().parse_args(argv)
@@ -223,9 +232,10 @@ def main(argv: Sequence[str]) -> None:
     if options.allocator == "keep":
         keep_freed_memory()
     torch.set_num_threads(options.threads)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.precision == "tf32"
     device = torch.device(options.device)
-    site = make_site(max(options.cohorts), options.images, options.resolution, options.batch_size, device)
+    site = make_site(
+        max(options.cohorts), options.images, options.resolution, options.batch_size, device, options.precision
+    )
     sizes = {name: value for name, value in vars(options).items() if name != "json"}
     document = measure.document("cohort", **figures(site, options.cohorts, options.rounds), sizes=sizes)
     measure.tell(document, as_json=options.json, lines=lines(document))
@@ -240,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3, help="of all sides, one after the other")
     parser.add_argument("--threads", type=int, default=1, help="of torch, for all sides")
-    parser.add_argument("--precision", choices=("float32", "tf32"), default="float32", help="tf32: on CUDA, all sides")
+    parser.add_argument("--precision", choices=get_args(Precision), default="float32", help="of training, all sides")
     parser.add_argument(
         "--allocator", choices=("keep", "system"), default="keep", help="keep: all sides keep freed memory, as lanes do"
     )

@@ -4,21 +4,28 @@
         [--steps N] [--rounds R] [--compile]
 
 `base`: optimiser steps of a cohort on one thread, channels-last, float32, with the teacher's logits held. The others
-change one thing: `teacher`: its logits computed at every step; `contiguous`: the memory format; `bfloat16`: autocast
-around forward and backward pass; `tf32`: on CUDA; `compiled`: torch.compile of each student, once compiled; `threads`:
-all of torch's in one cohort, against `processes`: as many cohorts side by side, on one thread each, both as students'
-steps per second of the machine. `grouped`: all convolutions of K students as one of K groups, as wide as the widest of
+change one thing: `teacher`: its logits computed at every step; `contiguous`: the memory format; `bfloat16` and, on CUDA,
+`tf32`: the recipe's precision; `compiled`: torch.compile of each student, once compiled; `threads`: all of torch's in
+one cohort, against `processes`: as many cohorts side by side, on one thread each, both as students' steps per second of
+the machine. `grouped`: all convolutions of K students as one of K groups, as wide as the widest of
 them; its `one by one` is K convolutions after each other; forward and backward pass of one layer of each stage, mean.
 `evaluating`: how much longer an epoch takes that evaluates every time instead of every fifth, with valid half as large
 as train.
 
 `ratio`: the fastest lever of those that change no label (not bfloat16, not tf32), over base.
+
+Outcome on 2 cores of a Xeon that has AMX, 4 students: processes 1.73, the share of both cores that one-thread lanes have;
+threads 0.95, so a second thread in one cohort only costs; teacher 0.85; contiguous 0.74; compiled 0.95 after 29 s of
+compiling for each student; grouped 0.48 on a CPU; evaluating every epoch takes 1.16 times as long. So a lane has one
+thread, cohorts are channels-last and share kept logits, and nothing is compiled or grouped. bfloat16 is 2.01, and a
+choice of the recipe's, since other labels come from it.
 """
 
 import argparse
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from statistics import geometric_mean
 from typing import Any
@@ -30,6 +37,8 @@ from dass.allocator import keep_freed_memory
 from dass.kd.cohort import Cohort, evaluate
 from dass.kd.logits import TeacherLogits
 from dass.networks.small_resnet import STRIDES
+from dass.precision import full_float32
+from dass.records import Precision
 from tests.benchmarks import measure
 from tests.benchmarks.cohort import SPACE, Site, executed_flops, make_site
 
@@ -49,9 +58,11 @@ class Steps:
         memory_format: torch.memory_format = torch.channels_last,
         holds_logits: bool = True,
         is_compiled: bool = False,
+        precision: Precision = "float32",
     ) -> None:
+        runs = [replace(run, recipe=replace(run.recipe, precision=precision)) for run in site.runs]
         logits = TeacherLogits() if holds_logits else TeacherLogits(max_bytes=0)
-        self.cohort = Cohort(site.runs, site.data, site.teacher, memory_format=memory_format, logits=logits)
+        self.cohort = Cohort(runs, site.data, site.teacher, memory_format=memory_format, logits=logits)
         self.num, self.site = num, site
         self.batch = site.data.train_epoch(site.runs[0].recipe, 0, 0).batch(0)
         self.compile_s = 0.0
@@ -76,11 +87,6 @@ class Steps:
         took = measure.seconds(all_of_them, self.site.data.device)
         return took / self.num / len(self.cohort.runs)
 
-    def rounded(self) -> float:
-        """The same under autocast to bfloat16."""
-        with torch.autocast(self.site.data.device.type, dtype=torch.bfloat16):
-            return self.seconds()
-
     def threaded(self, threads: int) -> float:
         """The same on as many threads."""
         torch.set_num_threads(threads)
@@ -88,14 +94,6 @@ class Steps:
             return self.seconds()
         finally:
             torch.set_num_threads(1)
-
-    def tensor_float(self) -> float:
-        """The same in TF32."""
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-        try:
-            return self.seconds()
-        finally:
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
     def evaluation_s(self) -> float:
         """Of one image and student in evaluation."""
@@ -173,11 +171,11 @@ def sides_of(site: Site, options: argparse.Namespace) -> tuple[dict[str, Callabl
         "base": base.seconds,
         "teacher": Steps(site, options.steps, holds_logits=False).seconds,
         "contiguous": Steps(site, options.steps, memory_format=torch.contiguous_format).seconds,
-        "bfloat16": Steps(site, options.steps).rounded,
+        "bfloat16": Steps(site, options.steps, precision="bfloat16").seconds,
     }
     cores = measure.machine()["cores"]
     if options.device == "cuda":
-        sides["tf32"] = base.tensor_float
+        sides["tf32"] = Steps(site, options.steps, precision="tf32").seconds
     elif cores > 1:
         sides["threads"] = partial(base.threaded, cores)
         sides["processes"] = Processes(options, cores).seconds
@@ -235,6 +233,7 @@ def lines(document: dict[str, Any]) -> Iterator[str]:
     yield f"base: {document['limit_share']:.0%} of {document['limit_gflops']:.0f} GFLOP/s; peak {document['peak_mb']:.0f} MB"
 
 
+@full_float32()
 def main(argv: Sequence[str]) -> None:
     """Measure and tell."""
     options = _parser().parse_args(argv)
@@ -245,10 +244,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _site(options: argparse.Namespace) -> Site:
-    """One batch of images, on one thread, in full float32, with memory kept as lanes do."""
+    """One batch of images, on one thread, with memory kept as lanes do."""
     keep_freed_memory()
     torch.set_num_threads(1)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     device = torch.device(options.device)
     return make_site(options.students, options.batch_size, options.resolution, options.batch_size, device)
 

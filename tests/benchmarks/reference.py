@@ -20,6 +20,7 @@ from dass.kd.loss import distillation_loss
 from dass.kd.teacher import Teacher
 from dass.networks import build
 from dass.networks.small_resnet import SmallResNet
+from dass.precision import rounding
 from dass.records import Recipe, Run, Student
 from dass.remap import remap
 from dass.seeding import generator
@@ -133,11 +134,12 @@ def _step(
     recipe: Recipe,
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    with torch.no_grad():
-        logits = expert(images)
-    optimizer.zero_grad()
-    distillation_loss(network(images), logits, labels, recipe).backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
+    with rounding(recipe.precision, images.device):
+        with torch.no_grad():
+            logits = expert(images)
+        optimizer.zero_grad()
+        distillation_loss(network(images), logits, labels, recipe).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
 
 
 def _accuracy_pct(network: torch.nn.Module, batches: Iterable[Batch], device: torch.device) -> float:

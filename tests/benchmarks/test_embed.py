@@ -70,7 +70,8 @@ def test_the_chunks_are_those_that_a_search_scores() -> None:
 def test_the_document_of_a_comparison_has_all_figures(capsys: pytest.CaptureFixture[str]) -> None:
     main([*TINY, "--candidates", "5"])
     document = json.loads(capsys.readouterr().out)
-    assert document["medians"].keys() == {"published", "strong", "dass"}
+    assert document["medians"].keys() == {"published", "strong", "dass", "dass, bfloat16"}
+    assert 0 < document["bfloat16_error"] < 0.05
     assert document["limit_share"] > 0
     assert document["peak_mb"] > 0
     assert document["sizes"]["rounds"] == 1

@@ -24,6 +24,7 @@ from dass.records import CurvePoint, Provenance, Recipe, Record, Result, Run, St
 from tests.cluster.builders import make_record, make_run, records
 
 GOLDEN = Path(__file__).parent.parent / "golden"
+NEWER = SCHEMA_VERSION + 1
 
 
 @settings(max_examples=60)
@@ -51,7 +52,7 @@ def test_a_run_that_diverged_to_nan_leaves_a_record() -> None:
 def test_json_has_sorted_keys_and_names_its_version_and_run() -> None:
     record = make_record(make_run(0))
     value = json.loads(record_to_json(record))
-    assert value["schema"] == SCHEMA_VERSION == 2
+    assert value["schema"] == SCHEMA_VERSION == 3
     assert value["run_id"] == record.run.id
     assert record_to_json(record).decode() == json.dumps(value, sort_keys=True, separators=(",", ":"))
 
@@ -82,8 +83,8 @@ def test_damaged_records_are_refused_by_key(data: bytes) -> None:
 
 
 def test_newer_records_ask_for_an_upgrade() -> None:
-    with pytest.raises(SchemaTooNewError, match=r"at most 2 .* got 3; upgrade the package"):
-        record_from_json(_altered(schema=3, a_new_field=1), "key")
+    with pytest.raises(SchemaTooNewError, match=rf"at most {SCHEMA_VERSION} .* got {NEWER}; upgrade the package"):
+        record_from_json(_altered(schema=NEWER, a_new_field=1), "key")
 
 
 def test_a_field_that_an_old_object_lacks_stands_at_its_default() -> None:
@@ -100,8 +101,12 @@ def test_the_first_user_claims_a_store_and_a_newer_owner_is_refused(tmp_path: Pa
     claim_schema(store)
     claim_schema(store)
     check_schema(store)
-    assert json.loads(store.get(STORE_KEY)) == {"schema": 2, "id_version": 1}
-    for newer in ({"schema": 3, "id_version": 1}, {"schema": 2, "id_version": 2}, {"schema": 1, "id_version": 2}):
+    assert json.loads(store.get(STORE_KEY)) == {"schema": SCHEMA_VERSION, "id_version": 1}
+    for newer in (
+        {"schema": NEWER, "id_version": 1},
+        {"schema": SCHEMA_VERSION, "id_version": 2},
+        {"schema": 1, "id_version": 2},
+    ):
         marker = json.dumps(newer).encode()
         store.put(STORE_KEY, marker)
         for look in (claim_schema, upgrade_schema, check_schema):
@@ -118,7 +123,7 @@ def test_a_store_of_an_older_version_is_taken_over(marker: bytes, tmp_path: Path
         check_schema(store)
         assert store.get(STORE_KEY) == marker
         take(store)
-        assert json.loads(store.get(STORE_KEY)) == {"schema": 2, "id_version": 1}
+        assert json.loads(store.get(STORE_KEY)) == {"schema": SCHEMA_VERSION, "id_version": 1}
 
 
 def test_equal_values_give_equal_bytes() -> None:
@@ -155,8 +160,11 @@ def test_a_golden_case_sets_every_field_of_the_recipe() -> None:
 def by_hand(version: int) -> tuple[Record, Record]:
     """The records in the golden files of a version: one that finished and one that diverged."""
     recipe = Recipe(
-        "kd_paper", 4.0, 0.9, False, 0.1, 7, 32, 0.01, 0.8, 0.0001, "scratch", 0.25, 0.5, crop_padding=2, eval_every=1
-    )
+        "kd_paper", 4.0, 0.9, False, 0.1, 7, 32, 0.01, 0.8, 0.0001, "scratch", 0.25, 0.5, crop_padding=2, eval_every=1,
+        precision="bfloat16",
+    )  # fmt: skip
+    if version < 3:
+        recipe = dataclasses.replace(recipe, precision="float32")
     run = Run("0123456789abcdef" * 2, "fedcba9876543210" * 2, Student(((16, 32), (64,))), recipe, 1)
     points = (CurvePoint(5, 1.5, 1.25, 62.5), CurvePoint(10, 1.0, 1.125, 70.5))
     result = Result(Status.FINISHED, points, 9.75, 70.5, 70.5, 1.125, 68.25)
@@ -171,7 +179,7 @@ def by_hand(version: int) -> tuple[Record, Record]:
     there = Provenance(
         "2025-01-03T04:05:06+00:00", 12.25, 7, "lane-1", "cpu", 1, "channels_last", "0.1.0", {"torch": "2.13.0"}, 4
     )
-    if version == 1:
+    if version < 2:
         where, there = (dataclasses.replace(each, incarnation=0) for each in (where, there))
     return (
         Record(run, result, 123456789, 4567, 10, 32, where, "cd" * 32),
@@ -179,7 +187,7 @@ def by_hand(version: int) -> tuple[Record, Record]:
     )
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_records_of_every_version_stay_readable(version: int) -> None:
     for name, record in zip(("record", "diverged"), by_hand(version), strict=True):
         read = record_from_json((GOLDEN / f"{name}_v{version}.json").read_bytes(), f"{name}_v{version}.json")

@@ -50,6 +50,22 @@ def test_maps_equal_those_of_each_student_run_alone(preset: str) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
+def test_maps_in_bfloat16_are_those_of_each_student_run_alone_in_it() -> None:
+    """Both round to 7 bits, at other places: the shortcut of one is added before, that of the other after rounding."""
+    space = get_space("paper5")
+    state = trained_like(space.largest, 0)
+    students = space.sample(24, generator("test", "bfloat16"))
+    rounded = Embedder(state, space.largest, draw_noise(RESOLUTION), precision="bfloat16").maps(students, chunk=10)
+    exact = Embedder(state, space.largest, draw_noise(RESOLUTION)).maps(students, chunk=10)
+    assert rounded.dtype == torch.float32
+    for student, found, unrounded in zip(students, rounded, exact, strict=True):
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = plain_map(state, space.largest, student, "copy_paste_first").float()
+        far = (expected - unrounded).norm()
+        assert 0 < (found - unrounded).norm() < 2 * far
+        assert far < 0.03 * unrounded.norm()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_maps_of_a_gpu_are_those_of_a_cpu_up_to_a_thousandth_of_the_largest() -> None:

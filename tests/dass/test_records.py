@@ -31,6 +31,7 @@ OTHER_VALUES: dict[str, Any] = {
     "vertical_flip": 0.5,
     "crop_padding": 2,
     "eval_every": 1,
+    "precision": "bfloat16",
 }
 
 recipes = st.builds(

@@ -38,7 +38,7 @@ RECORDS = [
         for number in range(30)
     ),
     make_record(make_run(30), status=Status.DIVERGED),
-    by_hand(2)[1],  # its losses are NaN and infinite
+    by_hand(3)[1],  # its losses are NaN and infinite
 ]
 
 

@@ -15,7 +15,7 @@ from dass.errors import SchemaTooNewError
 from tests.cluster.test_schema import GOLDEN, by_hand
 from tests.jobs.command import call, tree
 
-OURS = {"schema": 2, "id_version": 1}
+OURS = {"schema": 3, "id_version": 1}
 SMOKE = ("--recipe", "smoke")
 
 
@@ -65,9 +65,9 @@ def test_a_newer_version_shuts_out_our_jobs_and_our_lanes(old: Path, tmp_path: P
     job = LaneJob(str(old), "queue", LaneConfig())
     Lane("lane0", job, queue=None)  # a lane claims the store too
     assert marker(old) == OURS
-    (old / "schema.json").write_text('{"schema":3,"id_version":1}')
+    (old / "schema.json").write_text('{"schema":4,"id_version":1}')
     before = tree(old)
-    told = "schema.json must have a version of at most 2 to be read here, got 3; upgrade the package dass"
+    told = "schema.json must have a version of at most 3 to be read here, got 4; upgrade the package dass"
     for verb in (("compact",), ("gc",), ("gc", "--delete"), ("export", "--output", tmp_path / "new.csv"), ("status",)):
         answer = call(*verb, "--store", old)
         assert (answer.code, answer.error) == (1, f"error: {told}")

@@ -13,7 +13,7 @@ from dass.kd.cohort import Cohort, Position, cosine_lr, evaluate
 from dass.kd.teacher import Teacher, teacher_run
 from dass.networks import build
 from dass.precision import full_float32
-from dass.records import Loss, Run, Status
+from dass.records import Loss, Precision, Run, Status
 from dass.remap import remap
 from dass.seeding import generator
 from dass.spaces import get_space
@@ -82,6 +82,16 @@ class TestResult:
         assert torch.equal(torch.get_rng_state(), before[0])
         assert all(torch.equal(tensor, before[1][name]) for name, tensor in TEACHER.state.items())
 
+    def test_in_bfloat16_it_is_the_same_alone_and_after_a_resume(self) -> None:
+        runs = make_runs(DATA, TEACHER, replace(RECIPE, precision="bfloat16"))
+        together = trace(Cohort(runs, DATA, TEACHER, keep_weights=True, yield_every=1))
+        for run in runs:
+            alone = trace(Cohort([run], DATA, TEACHER, keep_weights=True, yield_every=1))
+            assert alone.outcome(run) == together.outcome(run)
+            state = together.states[run.id][Position(1, 2)]
+            resumed = trace(Cohort([run], DATA, TEACHER, states={run.id: state}, keep_weights=True))
+            assert resumed.outcome(run) == together.outcome(run)
+
     @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
     def test_a_gpu_trains_the_same_up_to_rounding_and_a_cpu_goes_on_from_there(self, together: Trace) -> None:
@@ -114,6 +124,7 @@ def plain_training(run: Run, teacher: Teacher, data: BatchSource) -> tuple[torch
     expert.load_state_dict(dict(teacher.state))
     for module in (network, expert.eval()):
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as cohorts: others round otherwise
+    rounded = torch.autocast("cpu", torch.bfloat16, enabled=run.recipe.precision == "bfloat16")
     optimizer = torch.optim.SGD(
         network.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=3e-5, foreach=False
     )
@@ -124,9 +135,10 @@ def plain_training(run: Run, teacher: Teacher, data: BatchSource) -> tuple[torch
         for index in range(len(batches)):
             images, labels = batches.batch(index)
             images = images.contiguous(memory_format=torch.channels_last)
-            with torch.no_grad():
-                target = F.softmax(expert(images) / 6, dim=1)
-            logits = network(images)
+            with rounded, torch.no_grad():
+                target = F.softmax(expert(images).float() / 6, dim=1)
+            with rounded:
+                logits = network(images).float()
             loss = 0.5 * 36 * F.cross_entropy(logits / 6, target) + 0.5 * F.cross_entropy(logits, labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -137,8 +149,9 @@ def plain_training(run: Run, teacher: Teacher, data: BatchSource) -> tuple[torch
 
 
 class TestTraining:
-    def test_it_equals_a_plain_loop_of_torch(self) -> None:
-        run = make_runs(DATA, TEACHER, replace(RECIPE, epochs=2, eval_every=2), num=1)[0]
+    @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+    def test_it_equals_a_plain_loop_of_torch(self, precision: Precision) -> None:
+        run = make_runs(DATA, TEACHER, replace(RECIPE, epochs=2, eval_every=2, precision=precision), num=1)[0]
         seen = trace(Cohort([run], DATA, TEACHER, keep_weights=True))
         network, losses = plain_training(run, TEACHER, DATA)
         weights = seen.ended[run.id].weights
