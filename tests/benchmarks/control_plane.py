@@ -63,7 +63,7 @@ from tests.benchmarks.processes import watched
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = get_space("paper5_w8")
 RECIPE = Recipe(epochs=50)
-SETTINGS = LaneConfig()
+SETTINGS = LaneConfig(checkpoint_s=3600.0)  # never: there is nothing to save
 CURVE = tuple(CurvePoint(5 * number, 1.0, 1.0, 50.0) for number in range(1, 11))
 RESULT = Result(Status.FINISHED, CURVE, 10.0, 50.0, 50.0, 1.0)
 WHERE = Provenance("2025-01-02T03:04:05+00:00", 1.0, 1, "lane0", "cpu", 1, "contiguous", "0.1.0", {}, 1)
@@ -89,6 +89,8 @@ class IdleCohort:
     """
 
     run_s = 0.0
+    step = 0
+    images_per_step = 1
 
     def __init__(self, runs: Sequence[Run], *_: object, **__: object) -> None:
         self.runs = tuple(runs)
