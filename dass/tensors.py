@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load
 
 from dass.errors import StoreError
 from dass.json_text import parse_json
+from dass.memory import is_out_of_memory
 
 _TYPES = {
     torch.uint64: "U64",
@@ -95,6 +97,19 @@ def unpack_tensors(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]
         raise StoreError(
             f"expected the bytes of a complete safetensors file, got {len(data)} bytes that do not parse ({error}); "
             "delete the object and run the job that wrote it again"
+        ) from error
+
+
+@contextmanager
+def refusing_damage(of: str, remedy: str) -> Iterator[None]:
+    """Turns what a saved state that does not fit together brings about into a StoreError; `of` names what it is of."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):  # says nothing about the state
+            raise
+        raise StoreError(
+            f"expected the complete state of {of}, got one that does not fit together ({error}); {remedy}"
         ) from error
 
 

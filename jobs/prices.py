@@ -1,7 +1,8 @@
 """What a device costs in an hour: examples by model, or what the configuration says.
 
-The examples are round figures near what large clouds asked in the United States in 2025, in USD for one GPU, or for one
-CPU core, for an hour. They are for planning; yours differ: set prices.on_demand_per_hour and prices.spot_per_hour.
+The examples are near what large clouds asked in the United States in 2025, in USD for an hour: of a whole node with one
+such GPU and at least 8 CPUs and 32 GiB (of an eighth of a node with eight, where there is no such node), or of one CPU core.
+They are for planning; yours differ: set prices.on_demand_per_hour and prices.spot_per_hour.
 """
 
 import re
@@ -17,12 +18,12 @@ CPU_CORE = "CPU core"
 EXAMPLES: Mapping[str, tuple[float, float]] = {  # part of the device's name: (on demand, spot)
     "H200": (7.90, 3.50),
     "H100": (6.90, 3.00),
-    "A100": (2.75, 1.30),
-    "L40S": (1.85, 0.80),
-    "A10G": (1.00, 0.45),
-    "L4": (0.80, 0.35),
-    "V100": (3.05, 1.00),
-    "T4": (0.53, 0.20),
+    "A100": (3.67, 1.50),
+    "L40S": (2.24, 0.90),
+    "A10G": (1.21, 0.50),
+    "L4": (0.98, 0.40),
+    "V100": (3.06, 1.00),
+    "T4": (0.75, 0.30),
     CPU_CORE: (0.045, 0.018),
 }
 DEAREST = "H200"  # what a GPU that no example names is taken for

@@ -4,9 +4,10 @@ A Set Transformer makes a prototype of each class of its images' features, a sec
 the embedded architecture it goes through one hidden tanh layer.
 
 Differs: the graph encoder of the architecture is DaSS's linear one, as our space has no graphs; targets have the mean 0
-and the standard deviation 1 over the training tasks without a further division by 100; the learning rate stays, as the
-best evaluation is kept anyway; a task is known by one draw of its images where the original averages ten predictions; the
-features are those of any frozen network (`dass.data.image_features`).
+and the standard deviation 1 over the training tasks without a further division by 100; the loss is the mean of squares, not
+their sum; the learning rate stays, as the best evaluation is kept anyway, by Spearman and not by Pearson; a task is known
+by one draw of its images where the original averages ten predictions; the features are those of any frozen network
+(`dass.data.image_features`).
 
 Shape legend: n students, D length of the architecture vector, c classes, m images of each, F features of an image.
 """

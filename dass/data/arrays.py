@@ -24,7 +24,13 @@ def pack_arrays(
     Raises:
         DataError: a shape, a type or a label is not as above, or there are fewer than 2 classes or 2 images of one.
     """
-    pixels, numbers = torch.as_tensor(images).cpu(), torch.as_tensor(labels).cpu()
+    try:
+        pixels, numbers = torch.as_tensor(images).cpu(), torch.as_tensor(labels).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"images must be (N, 3, R, R) and labels (N,) integers, got others ({error}); stack the images, number the labels "
+            "0..C-1, and give the classes' names as the third item"
+        ) from error
     if numbers.dtype not in INTEGERS or numbers.ndim != 1 or pixels.ndim != 4 or len(numbers) != len(pixels):
         raise DataError(
             "images must be (N, 3, R, R) and labels (N,) integers, got images of shape "

@@ -106,6 +106,11 @@ class ResidentBatches:
                 "load the task's own pack"
             )
         _check_inside("classes", task, task.source_labels, len(pack.class_names))
+        if len(set(task.source_labels)) != task.num_classes or len(task.source_labels) != task.num_classes:
+            raise DataError(
+                f"task {task.name} must have one label of its pack for each of {task.num_classes} classes, got "
+                f"{list(task.source_labels)}; delete the task and run `data` again"
+            )
         number = torch.full((len(pack.class_names),), -1)
         number[list(task.source_labels)] = torch.arange(task.num_classes)
         indices: dict[PartName, tuple[int, ...]] = {"train": task.train, "valid": task.valid, "test": task.test}
@@ -113,7 +118,13 @@ class ResidentBatches:
         for part, chosen in indices.items():
             _check_inside(f"{part} images", task, chosen, len(pack.images))
             rows = torch.tensor(chosen, dtype=torch.int64)
-            parts[part] = (pack.images[rows].to(device), number[pack.labels[rows]].to(device))
+            labels = number[pack.labels[rows]]
+            if num_others := int((labels < 0).sum()):
+                raise DataError(
+                    f"task {task.name} must have {part} images of its own classes alone, got {num_others} of others; delete "
+                    "the task and run `data` again"
+                )
+            parts[part] = (pack.images[rows].to(device), labels.to(device))
         return cls(task, torch.device(device), parts)
 
     def to(self, device: torch.device) -> "ResidentBatches":

@@ -11,6 +11,7 @@ the features are those of one teacher, trained on images of a meta-training task
 weights from a file of yours.
 """
 
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,11 +53,11 @@ class ImageEncoder:
         how = {"mean": self.mean, "std": self.std, "side": self.side}
         return f"{self.name}:{packed_sha256(self.network.state_dict(), how)[:16]}"
 
-    @torch.inference_mode()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """float32 (N, F) of uint8 images (N, 3, R, R), on their device."""
-        network = self.network.to(images.device).eval()
-        return torch.cat([network(self._prepare(batch)) for batch in torch.split(images, BATCH)]).float()
+        """float32 (N, F) of uint8 images (N, 3, R, R), on their device; the network itself stays where and as it is."""
+        network = copy.deepcopy(self.network).to(images.device).eval()
+        with torch.inference_mode():
+            return torch.cat([network(self._prepare(batch)) for batch in torch.split(images, BATCH)]).float()
 
     def _prepare(self, images: torch.Tensor) -> torch.Tensor:
         mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (self.mean, self.std))
@@ -93,7 +94,7 @@ def resnet18_encoder(file: Path) -> ImageEncoder:
             "give its state dict"
         ) from error
     network.fc = nn.Identity()
-    frozen = network.eval().requires_grad_(requires_grad=False)
+    frozen = network.float().eval().requires_grad_(requires_grad=False)
     return ImageEncoder(frozen, "resnet18", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224)
 
 

@@ -1,4 +1,4 @@
-"""What a source holds, pixels aside: listed first and checked whole, so that no image is decoded in vain."""
+"""What a source holds, pixels aside: listed first and checked, so that few images are decoded in vain."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +36,7 @@ class Listing:
 
 
 def check_listing(listing: Listing) -> None:
-    """Raise DataError unless there are two classes, and images of each to train on and to validate on."""
+    """Raise DataError unless there are two classes, and images of each in every part that there is, train among them."""
     names = listing.class_names
     if not listing.labels:
         raise DataError(
@@ -45,17 +45,17 @@ def check_listing(listing: Listing) -> None:
         )
     if len(names) < 2:
         raise DataError(f"a source must have at least 2 classes, got {len(names)} ({names[0]}); add another class")
-    num_learnt = Counter(
-        label
-        for label, part in zip(listing.labels, listing.parts, strict=True)
-        if part in (Part.TRAIN, Part.UNASSIGNED)
-    )
-    absent = [name for label, name in enumerate(names) if num_learnt[label] == 0]
-    if absent:
-        raise DataError(
-            f"every class needs images to train on, got none for {some(absent)}; add them to train, or remove the "
-            "class everywhere"
-        )
+    num_in = Counter(zip(listing.labels, listing.parts, strict=True))
+    num_learnt = [num_in[label, Part.TRAIN] + num_in[label, Part.UNASSIGNED] for label in range(len(names))]
+    checked = {"to train on": num_learnt}
+    for part in (Part.VALID, Part.TEST):
+        if part in listing.parts:
+            checked[f"in {part.name.lower()}"] = [num_in[label, part] for label in range(len(names))]
+    for where, nums in checked.items():
+        if absent := [name for name, num in zip(names, nums, strict=True) if num == 0]:
+            raise DataError(
+                f"every class needs images {where}, got none for {some(absent)}; add them, or remove the class everywhere"
+            )
     single = [name for label, name in enumerate(names) if num_learnt[label] == 1]
     if single and Part.VALID not in listing.parts:
         raise DataError(

@@ -26,7 +26,8 @@ from dass.kd.logits import TeacherLogits
 from dass.kd.member import Member, Position, state_position
 from dass.kd.teacher import Teacher
 from dass.networks import build
-from dass.precision import rounding
+from dass.networks.small_resnet import STRIDES
+from dass.precision import full_float32, rounding
 from dass.records import CurvePoint, Recipe, Result, Run, Status
 from dass.remap import remap
 from dass.seeding import generator
@@ -108,6 +109,11 @@ class Cohort:
             None if network is None or self._recipe.loss == "ce" else _laid_out(network, memory_format)
         )
         self._logits = TeacherLogits(max_bytes=0) if logits is None else logits
+        if self.images_per_step == 1 and data.task.resolution == math.prod(STRIDES):
+            raise ConfigError(
+                f"a step on a last map of one place needs 2 images or more to normalise, got 1 of {data.task.resolution} px; "
+                "set recipe.batch_size=16"
+            )
         self._steps_per_epoch = len(data.train_epoch(self._recipe, self._seed, 0))
         self._members = [Member(run, self._initial_network(run, teacher), keep_weights=keep_weights) for run in runs]
         self._position = self._resume(states or {})
@@ -144,8 +150,17 @@ class Cohort:
         return min(self._recipe.batch_size, self._data.num_images("train"))
 
     def state(self, run_id: str) -> bytes:
-        """The state of one run at the last yield; resuming from it continues bit-exactly on CPU."""
-        return self._member(run_id).save(self._position)
+        """The state of one run at the last yield; resuming from it continues bit-exactly on CPU.
+
+        Raises:
+            ValueError: the run is none that is still being trained, or nothing was yielded yet.
+        """
+        member = self._member(run_id)
+        if self._position == Position():
+            raise ValueError(
+                "a state can be taken from the first yield on, got asked before; iterate over train() first"
+            )
+        return member.save(self._position)
 
     def drop(self, run_id: str) -> None:
         """Stop training one run (its lease is lost, say) without touching the others; between yields only."""
@@ -279,13 +294,14 @@ class Cohort:
         return evaluate(networks, self._data, part, self._memory_format)
 
 
+@full_float32()
 def evaluate(
     networks: Sequence[torch.nn.Module],
     data: BatchSource,
     part: PartName = "valid",
     memory_format: torch.memory_format = torch.channels_last,
 ) -> list[tuple[float, float]]:
-    """Mean cross-entropy and top-1 accuracy in percent of each network on the whole part, every image once.
+    """Mean cross-entropy and top-1 accuracy in percent of each network on the whole part, every image once, in float32.
 
     The networks are used in the mode that they are in. All share one pass over the data.
     """

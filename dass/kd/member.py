@@ -1,21 +1,21 @@
 """One run under training: a student's network, its optimiser, what it has shown so far, and its saved state."""
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from dass.errors import ConfigError, StoreError
 from dass.kd.loss import distillation_loss
-from dass.memory import is_out_of_memory
 from dass.records import CurvePoint, Result, Run, Status
-from dass.tensors import pack_tensors, unpack_tensors
+from dass.tensors import pack_tensors, refusing_damage, unpack_tensors
 
 STATE_VERSION = 1
 _END = 2**31  # of epochs, and of the batches of one
+_refusing_damage = partial(refusing_damage, "a run", "delete the checkpoint so that the run starts again")
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,6 @@ def state_position(state: bytes) -> tuple[str, Position]:
     """
     with _refusing_damage():
         return _read_header(unpack_tensors(state)[1])
-
-
-@contextmanager
-def _refusing_damage() -> Iterator[None]:
-    """Turns what a state that does not fit together brings about into a StoreError."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        if is_out_of_memory(error):  # a RuntimeError that says nothing about the state
-            raise
-        raise StoreError(
-            f"expected the complete state of a run, got one that does not fit together ({error}); delete the checkpoint "
-            "so that the run starts again"
-        ) from error
 
 
 def _read_header(header: Mapping[str, Any]) -> tuple[str, Position]:

@@ -11,7 +11,7 @@ from dass.errors import ConfigError, StoreError
 from dass.kd.cohort import evaluate
 from dass.kd.teacher import Teacher
 from dass.records import Student
-from dass.tensors import pack_tensors, sha256, unpack_tensors
+from dass.tensors import packed_sha256, unpack_tensors
 
 
 def read_weights(file: Path) -> dict[str, torch.Tensor]:
@@ -46,7 +46,7 @@ def own_teacher(state: Mapping[str, torch.Tensor], student: Student, data: Batch
         name: tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
         for name, tensor in state.items()
     }
-    unmeasured = Teacher(sha256(pack_tensors(weights)), student, weights, accuracy_pct=0.0)
+    unmeasured = Teacher(packed_sha256(weights), student, weights, accuracy_pct=0.0)
     network = unmeasured.network(data.task.num_classes, data.device)
     ((_, accuracy_pct),) = evaluate([network], data)
     return replace(unmeasured, accuracy_pct=accuracy_pct)

@@ -311,8 +311,9 @@ def _losses(tasks: Sequence[TaskEvidence], pairs: Sequence[_Pairs]) -> torch.Ten
         weights = torch.tensor(chances(others), dtype=torch.float64)
         by_points = [each.slope / (math.sqrt(2) * each.sd_pct) for each in others]
         spreads = [each.spread_pct / max(task.spread_pct, _TINY) for each in others]
-        steepness = torch.tensor([by_points, [a * b for a, b in zip(by_points, spreads, strict=True)]])
-        z = gap[:, None] * steepness.double()[:, None, None]  # (units, 1, pairs, others)
+        by_spread = [a * b for a, b in zip(by_points, spreads, strict=True)]
+        steepness = torch.tensor([by_points, by_spread], dtype=torch.float64)
+        z = gap[:, None] * steepness[:, None, None]  # (units, 1, pairs, others)
         likely = (torch.special.ndtr(z / temperatures) @ weights).clamp(_SURE, 1 - _SURE)
         total -= share * (won * likely.log() + (1 - won) * (1 - likely).log()).mean(-1)
     return total

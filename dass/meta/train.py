@@ -11,7 +11,7 @@ What is trained, and by which loss, is the config's affair (`dass.meta.method`):
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -24,7 +24,7 @@ from dass.meta.method import MetaMethod, MethodConfig, MethodSpec
 from dass.metrics import spearman
 from dass.predictor import Adapted, MetaPredictor
 from dass.records import canonical_json
-from dass.tensors import pack_tensors, unpack_tensors
+from dass.tensors import pack_tensors, refusing_damage, unpack_tensors
 from dass.threads import Each, workers
 
 __all__ = ["Adapted", "MetaConfig", "MetaPredictor", "MetaProgress", "MetaTraining"]
@@ -125,7 +125,7 @@ class MetaTraining(Iterator[MetaProgress], Generic[M]):
 
         Raises:
             ConfigError: the state is of another spec, config or set of tasks.
-            StoreError: the bytes are damaged.
+            StoreError: the bytes are damaged; what was trained here stays as it was.
         """
         tensors, header = unpack_tensors(data)
         for name, value in self._identity.items():
@@ -134,17 +134,28 @@ class MetaTraining(Iterator[MetaProgress], Generic[M]):
                     f"meta-training resumes only with the {name} it began with, {header.get(name)}, got {value}; "
                     "delete the checkpoint to begin anew"
                 )
+        with refusing_damage("a meta-training", "delete the checkpoint to begin anew"):
+            learned = self._matching(tensors, "")
+            best = self._matching(tensors, "best.") if any(name.startswith("best.") for name in tensors) else {}
+            adam: dict[int, dict[str, torch.Tensor]] = {}
+            for name in tensors:
+                if name.startswith("adam."):
+                    _, index, entry = name.split(".")
+                    adam.setdefault(int(index), {})[entry] = self._as_learned(int(index), tensors[name])
+            history = [MetaProgress(**point) for point in header["history"]]
+            self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": adam})
         with torch.no_grad():
             for name, value in self._learned.items():
-                value.copy_(tensors[name])
-        adam: dict[int, dict[str, torch.Tensor]] = {}
-        for name in tensors:
-            if name.startswith("adam."):
-                _, index, entry = name.split(".")
-                adam.setdefault(int(index), {})[entry] = self._as_learned(int(index), tensors[name])
-        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": adam})
-        self._best = {name.removeprefix("best."): tensors[name] for name in tensors if name.startswith("best.")}
-        self._history = [MetaProgress(**point) for point in header["history"]]
+                value.copy_(learned[name])
+        self._best, self._history = best, history
+
+    def _matching(self, tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+        """What is learned, of a state; ValueError for another shape."""
+        found = {name: tensors[prefix + name] for name in self._learned}
+        for name, value in found.items():
+            if value.shape != self._learned[name].shape:
+                raise ValueError(f"{prefix}{name} has shape {tuple(value.shape)}")
+        return found
 
     def _as_learned(self, index: int, value: torch.Tensor) -> torch.Tensor:
         """An entry of Adam's state, laid out in memory as what it belongs to: the fused step takes that for granted."""

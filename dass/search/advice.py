@@ -7,7 +7,7 @@ import torch
 
 from dass.kd.teacher import Teacher
 from dass.meta.calibration import Calibration
-from dass.meta.novelty import Novelty, novelty, sketch
+from dass.meta.novelty import MIN_GROUPS, Novelty, novelty, sketch
 from dass.search.confidence import HeadConfidence, PilotPlan, head_confidence, pilot_runs
 from dass.search.select import PredictorScorer
 from dass.seeding import generator
@@ -92,15 +92,18 @@ def advise(
     *,
     epochs: int | None = None,
 ) -> Advice | None:
-    """The advice on a ranking; None without a calibration, or where fewer than two candidates have a score.
+    """The advice on a ranking; None where there is nothing to tell.
 
-    scores: of all candidates, percent, in any order. epochs: see `Advice`.
+    That is without a calibration, with one of fewer groups of tasks than `novelty` compares, and where scores do not tell
+    students apart. scores: of all candidates, percent, in any order. epochs: see `Advice`.
     """
     scores_pct = torch.tensor(scores)
-    if calibration is None or int(scores_pct.isfinite().sum()) < 2:
+    if calibration is None or len(calibration.groups) < MIN_GROUPS or int(scores_pct.isfinite().sum()) < 2:
         return None
     drawn = space.sample(min(_DRAWN, space.size), generator("spread", 0))
-    spread_pct = float(scorer.score(drawn).std())
+    known = scorer.score(drawn)
+    if len(known := known[known.isfinite()]) < 2 or not (spread_pct := float(known.std())) > 0:
+        return None
     best_pct = float(scores_pct[scores_pct.isfinite()].max())
     head = head_confidence(calibration, scores_pct, spread_pct=spread_pct)
     unlike = novelty(calibration.teachers, sketch(scorer.map_of(teacher.student), teacher.accuracy_pct), num_classes)

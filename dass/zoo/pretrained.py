@@ -197,7 +197,9 @@ class Pretrained:
 def _spec_of(images: str | Path) -> str:
     """A source as `read_source` takes it."""
     if isinstance(images, str):
-        return images
+        if not Path(images).exists():
+            return images
+        images = Path(images)
     return f"{'parquet' if images.suffix.lower() == '.parquet' else 'imagefolder'}:{images}"
 
 

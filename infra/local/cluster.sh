@@ -21,6 +21,7 @@ dashboard_port=${DASS_DASHBOARD_PORT:-8265}
 address=http://127.0.0.1:$dashboard_port
 
 mkdir -p "$folder"
+folder=$(cd "$folder" && pwd)  # the token is read, and the store opened, from other folders
 # Set for server and client alike: `ray start` turns tokens on by itself, and the command line does not.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$folder/token"
 export RAY_USAGE_STATS_ENABLED=0 RAY_JOB_STOP_WAIT_TIME_S=${RAY_JOB_STOP_WAIT_TIME_S:-20}
@@ -52,15 +53,19 @@ start() {
 
 submit() {
     is_running || fail "a cluster must run, got none in $folder; run $0 start"
-    local id="dass-$1-$(date +%s)-$$" version
+    local id="dass-$1-$(date +%s)-$$" version failed=0
     version=$(git -C "$root" describe --always --dirty --exclude='*' 2>/dev/null) || version=""  # Ray's copy is without .git
     ray job submit --address "$address" --submission-id "$id" --working-dir "$root" \
-        --runtime-env-json "{\"env_vars\": {\"DASS_CODE_VERSION\": \"$version\"}}" -- python -m jobs "$@" || true
-    # the command line exits with 1 for every failure; the job's own code is in its details
-    ADDRESS=$address ID=$id python - <<'END'
+        --runtime-env-json "{\"env_vars\": {\"DASS_CODE_VERSION\": \"$version\"}}" -- python -m jobs "$@" || failed=$?
+    # the command line exits with 1 for every failure; the job's own code is in its details, if it came to be a job
+    ADDRESS=$address ID=$id FAILED=$failed python - <<'END'
 import os, sys
 from ray.job_submission import JobSubmissionClient
-info = JobSubmissionClient(os.environ["ADDRESS"]).get_job_info(os.environ["ID"])
+try:
+    info = JobSubmissionClient(os.environ["ADDRESS"]).get_job_info(os.environ["ID"])
+except (RuntimeError, OSError) as error:
+    print(f"error: the cluster must know the job {os.environ['ID']}, got: {error}", file=sys.stderr)
+    sys.exit(int(os.environ["FAILED"]) or 1)
 code = info.driver_exit_code
 sys.exit(130 if info.status == "STOPPED" else 1 if code is None else code)
 END

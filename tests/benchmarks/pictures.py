@@ -97,8 +97,11 @@ def _open_up(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _label(document: Document) -> str:
-    gpu = document["machine"].get("gpu")
-    return f"{document['name']}, {gpu}" if gpu else str(document["name"])
+    """The name, and what tells documents of one name apart."""
+    sizes, precision = document.get("sizes", {}), document.get("sizes", {}).get("precision")
+    size = f"of {max(sizes['cohorts'])}" if "cohorts" in sizes else None
+    apart = (size, precision if precision != "float32" else None, document["machine"].get("gpu"))
+    return ", ".join([document["name"], *filter(None, apart)])
 
 
 def _sized(document: Document) -> str:

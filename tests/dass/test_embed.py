@@ -1,6 +1,9 @@
 """Batched maps against the plain path: build the student, remap the teacher's weights, run it alone."""
 
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -154,6 +157,20 @@ def test_the_noise_is_fixed_and_its_hash_is_golden() -> None:
         64: "6af57eb31f5b1d612718ddf3a321fb8a9d83d09cba66475c7da904896ce4cbf0",
     }
     assert noise_sha(draw_noise(64)) != noise_sha(draw_noise(64, seed=1))
+
+
+@pytest.mark.parametrize("side", [8, 16, 32, 64])
+def test_the_kept_noise_is_what_is_drawn_but_for_its_last_bits(side: int) -> None:
+    drawn = torch.randn(1, 3, side, side, generator=generator("noise", 0, side))
+    torch.testing.assert_close(draw_noise(side), drawn, rtol=0, atol=1e-5)
+
+
+def test_a_cpu_of_another_kind_has_the_same_noise() -> None:
+    """One without AVX2, which draws other last bits."""
+    code = "from dass.embed import draw_noise, noise_sha; print(noise_sha(draw_noise(32)))"
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == noise_sha(draw_noise(32))
 
 
 def test_scratch_has_no_map() -> None:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the customary name
@@ -26,13 +28,26 @@ def test_bfloat16_alone_rounds_on_a_cpu(precision: Precision, is_rounded: bool) 
     assert torch.equal(convolution(), exact)
 
 
-@pytest.mark.parametrize(("precision", "is_allowed"), [("float32", False), ("tf32", True), ("bfloat16", False)])
-def test_the_mode_of_a_gpu_is_that_of_the_block(
-    precision: Precision, is_allowed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+@pytest.mark.parametrize(("precision", "mode"), [("float32", "ieee"), ("tf32", "tf32"), ("bfloat16", "ieee")])
+@pytest.mark.parametrize("before", ["float32", "tf32"])
+def test_the_mode_of_a_gpu_is_that_of_the_innermost_block(before: Precision, precision: Precision, mode: str) -> None:
+    cudnn: Any = torch.backends.cudnn
+    with rounding(before, CPU):
+        cudnn.deterministic = False
+        outside = cudnn.conv.fp32_precision
+        with full_float32():
+            assert (cudnn.conv.fp32_precision, cudnn.deterministic) == ("ieee", True)
+            with rounding(precision, CPU):
+                assert (cudnn.conv.fp32_precision, cudnn.deterministic) == (mode, True)
+            assert (cudnn.conv.fp32_precision, cudnn.deterministic) == ("ieee", True)
+        assert (cudnn.conv.fp32_precision, cudnn.deterministic) == (outside, False)
+
+
+def test_torchs_newer_settings_do_not_stand_in_the_way() -> None:
+    """After them its older ones may not even be read."""
+    cudnn: Any = torch.backends.cudnn
     with full_float32():
-        with rounding(precision, CPU):
-            assert torch.backends.cudnn.allow_tf32 is is_allowed
-        assert torch.backends.cudnn.allow_tf32 is False
-    assert torch.backends.cudnn.allow_tf32 is True
+        with pytest.raises(RuntimeError, match="allow_tf32"):
+            _ = cudnn.allow_tf32
+        with full_float32():
+            assert cudnn.conv.fp32_precision == "ieee"

@@ -57,8 +57,7 @@ def _built(folder: Path, component_of: list[Resource] | None = None) -> list[Res
             if resource["kind"] not in CLUSTER_SCOPED or key == "name":
                 resource["metadata"][key] = config["namespace"]
     for image in config.get("images", []):
-        for container in _containers(resources):
-            _set_image(container, image)
+        _set_image(resources, image)
     for replacement in config.get("replacements", []):
         _replace(resources, replacement)
     names = [(each["kind"], each["metadata"].get("namespace"), each["metadata"]["name"]) for each in resources]
@@ -123,12 +122,15 @@ def _containers(part: Any) -> Iterator[dict[str, Any]]:
             yield from _containers(value)
 
 
-def _set_image(container: dict[str, Any], image: dict[str, str]) -> None:
+def _set_image(resources: list[Resource], image: dict[str, Any]) -> None:
     if not image.keys() <= {"name", "newName", "newTag"}:
         raise KustomizeError(f"an image may have name, newName and newTag, got {sorted(image)}")
-    name, _, tag = container["image"].partition(":")
-    if name == image["name"]:
-        container["image"] = f"{image.get('newName', name)}:{image.get('newTag', tag)}".rstrip(":")
+    if not all(isinstance(value, str) for value in image.values()):
+        raise KustomizeError(f"name and tag of an image must be text, got {image}; put them in quotes")
+    for container in _containers(resources):
+        name, _, tag = container["image"].partition(":")
+        if name == image["name"]:
+            container["image"] = f"{image.get('newName', name)}:{image.get('newTag', tag)}".rstrip(":")
 
 
 def _replace(resources: list[Resource], replacement: dict[str, Any]) -> None:

@@ -114,3 +114,8 @@ def test_everything_is_installed_where_a_login_shell_looks() -> None:
 def test_what_libraries_keep_between_calls_goes_to_tmp() -> None:
     env = dict(re.findall(r"(\w+)=(\S+)", " ".join(step for step in STEPS if step.startswith("ENV "))))
     assert all(Path(env[name]).parent == Path("/tmp") for name in ("XDG_CACHE_HOME", "MPLCONFIGDIR", "CUDA_CACHE_PATH"))  # noqa: S108
+
+
+def test_the_driver_is_found_where_gke_mounts_it() -> None:
+    """Not where programs look by themselves; on other nodes NVIDIA's toolkit puts it there."""
+    assert "ENV LD_LIBRARY_PATH=/usr/local/nvidia/lib64" in STEPS[STEPS.index("FROM ${PYTHON}") :]

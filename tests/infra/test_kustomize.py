@@ -54,6 +54,7 @@ SECRET = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "a"}, "data
         ({"patches": [{"target": {"kind": "Secret"}, "patch": "[{op: remove, path: /dat/x}]"}]}, "its place"),
         ({"patches": [{"target": {"kind": "Secret"}, "patch": "[{op: move, path: /data/x}]"}]}, "got move"),
         ({"resources": ["a.yaml", "a.yaml"]}, "there twice"),
+        ({"images": [{"name": "dass", "newTag": 4186109}]}, "must be text"),
     ],
 )
 def test_what_is_unknown_or_hits_nothing_is_refused(tmp_path: Path, config: dict[str, Any], message: str) -> None:

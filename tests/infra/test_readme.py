@@ -1,5 +1,6 @@
 """infra/README.md is true: its commands, paths, names and messages are those of the code."""
 
+import os
 import re
 import shlex
 import shutil
@@ -15,10 +16,11 @@ from dass.cost import count_params
 from dass.seeding import generator
 from dass.spaces import get_space
 from jobs.__main__ import app, configured
+from jobs.prices import EXAMPLES
 from jobs.recipes import get_recipe
 from tests.infra.fleet_rules import RECOVERY, WAIT, settings_s
 from tests.infra.kustomize import render
-from tests.infra.overlays import INFRA, KUBERAY, ROOT, cluster_specs, of_kind, rendered
+from tests.infra.overlays import INFRA, KUBERAY, ROOT, cluster_specs, of_kind, pods, rendered
 from tests.infra.terraform import Folder
 
 README = (INFRA / "README.md").read_text()
@@ -57,6 +59,16 @@ def test_replaced_texts_stand_in_the_files() -> None:
         for old in re.findall(r"s\|([^|]+)\|", script):
             assert old in (ROOT / path).read_text(), f"{path} has no {old}"
     assert len(commands("sed ")) == 7
+
+
+@pytest.mark.parametrize("overlay", ["eks", "gke"])
+def test_a_commit_of_digits_alone_is_a_tag(overlay: str, tmp_path: Path) -> None:
+    shutil.copytree(KUBERAY, tmp_path / "infra" / "kuberay")
+    [line] = [line for line in commands("sed ") if line.endswith(f"{overlay}/cluster/kustomization.yaml")]
+    env = os.environ | {"REPOSITORY": "example.com/dass", "TAG": "4186109"}
+    subprocess.run(["bash", "-c", line], cwd=tmp_path, env=env, check=True, timeout=10)
+    images = {pod.container["image"] for pod in pods(render(tmp_path / f"infra/kuberay/overlays/{overlay}/job"))}
+    assert images == {"example.com/dass:4186109"}
 
 
 def test_components_are_listed_as_it_says(tmp_path: Path) -> None:
@@ -200,6 +212,60 @@ def test_the_example_of_the_costs_adds_up() -> None:
     assert f"{devices_h:.0f} device-hours x 0.40 = {round(devices_h) * 0.40:.2f}" in README.replace("\n", " ")
     assert f"{hours:.1f} hours x 0.55 = {round(hours, 1) * 0.55 - 1e-9:.2f}" in README.replace("\n", " ")
     assert pytest.approx(0.55, abs=0.01) == 0.40 + 0.10 + 0.045
+
+
+def test_a_budget_counts_a_device_as_the_node_that_it_costs() -> None:
+    rows = re.findall(r"^\| (\S+) \(one (\w+)\), an hour \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE)
+    dearest: dict[str, tuple[float, float]] = {}
+    for _, gpu, on_demand, spot in rows:
+        dearest[gpu] = max(dearest.get(gpu, (0.0, 0.0)), (float(on_demand), float(spot)))
+    assert {gpu: EXAMPLES[gpu] for gpu in dearest} == dearest
+    pools = {root: Folder.read(root).default("pools") for root in ("aws", "gcp")}
+    machines = {
+        machine
+        for of in pools.values()
+        for name, pool in of.items()
+        if name.startswith("gpu-")
+        for machine in pool.get("machines", [pool.get("machine")])
+    }
+    assert {machine for machine, *_ in rows} == machines
+
+
+def test_the_disks_of_google_fit_the_quota_that_it_names() -> None:
+    gcp = Folder.read("gcp")
+    [disk] = gcp.resources()["google_container_node_pool.pool"]["node_config"]
+    pools = gcp.default("pools")
+    nodes = sum(pools[name]["max"] for name in ("head", "drivers", "gpu-small-spot"))
+    assert disk["disk_type"] == "pd-balanced"  # on SSDs, as the pools that GKE makes and removes again
+    assert f"`SSD_TOTAL_GB`, {disk['disk_size_gb']} for each node: {disk['disk_size_gb'] * nodes:,} for 16 lanes" in (
+        README.replace("\n", " ")
+    )
+    assert pools["gpu-small-spot"]["max"] == 16
+    assert f"{100 * len(gcp.default('zones'))} are needed to make the cluster at all" in README
+
+
+# What kind's own pods ask for, and KubeRay's operator: CPUs and GiB.
+KIND, OPERATOR = (0.95, 0.3), (0.1, 0.5)
+
+
+def test_kind_fits_into_the_machine_that_it_names() -> None:
+    resources = rendered("overlays/kind/job")
+    [spec] = cluster_specs(resources)
+    num = {group["groupName"]: group["maxReplicas"] for group in spec["workerGroupSpecs"]}
+    asked = [KIND, OPERATOR, room(spec["autoscalerOptions"]["resources"]["requests"])]
+    for pod in pods(resources):
+        asked += num.get(pod.group, 1) * [room(pod.container["resources"]["requests"])]
+    assert "Four CPUs, 12 GiB, Docker" in README
+    assert num == {"cpu": 2}
+    assert sum(cpus for cpus, _ in asked) <= 4
+    assert sum(gib for _, gib in asked) <= 12
+
+
+def room(requests: dict[str, str]) -> tuple[float, float]:
+    """CPUs and GiB of memory."""
+    cpu, memory = requests["cpu"], requests["memory"]
+    cpus = int(cpu.removesuffix("m")) / 1000 if cpu.endswith("m") else float(cpu)
+    return cpus, float(memory.removesuffix("Gi"))
 
 
 def test_the_traffic_of_checkpoints_adds_up() -> None:

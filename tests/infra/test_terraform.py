@@ -1,8 +1,10 @@
 """Terraform's files fit together, and with the manifests; no provider and no account is asked."""
 
+import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,6 +95,46 @@ def test_pools_are_the_groups_of_the_manifests(name: str) -> None:
     assert not pools["head"]["spot"]
     for label in ('"dass/pool" = each.key', '["dass/spot"]'):
         assert label in folder.text
+
+
+def test_the_autoscaler_of_the_nodes_knows_the_disk_of_an_empty_pool() -> None:
+    resources = Folder.read("aws").resources()
+    tags = resources["aws_eks_node_group.pool"]["tags"]
+    told_gib = gib(tags["k8s.io/cluster-autoscaler/node-template/resources/ephemeral-storage"])
+    [disk] = resources["aws_launch_template.node"]["block_device_mappings"]
+    # the kubelet evicts at a tenth, and the file system and the node itself take some
+    assert told_gib <= 0.85 * disk["ebs"][0]["volume_size"]
+    for pod in ray_pods(rendered("overlays/eks/cluster")):
+        assert gib(pod.container["resources"]["requests"]["ephemeral-storage"]) <= told_gib
+
+
+def gib(quantity: str) -> int:
+    number, unit, _ = quantity.partition("Gi")
+    assert unit, quantity
+    return int(number)
+
+
+def test_eks_gets_no_subnet_where_it_takes_none() -> None:
+    zones = Folder.read("aws").resources("data")["aws_availability_zones.all"]
+    assert set(zones["exclude_zone_ids"]) == {"use1-az3", "usw1-az2", "cac1-az3"}
+
+
+@pytest.mark.skipif(shutil.which("terraform") is None, reason="terraform is not installed")
+@pytest.mark.parametrize(("available", "used"), [(2, 2), (3, 3), (6, 3)])
+def test_a_region_may_have_two_zones(available: int, used: int, tmp_path: Path) -> None:
+    [zones] = [block["zones"] for block in Folder.read("aws").blocks["locals"] if "zones" in block]
+    names = json.dumps([f"zone-{number}" for number in range(available)])
+    expression = zones.removeprefix("${").removesuffix("}").replace("data.aws_availability_zones.all.names", names)
+    done = subprocess.run(
+        ["terraform", "console"],
+        input=f"length({expression})",
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.split()[-1] == str(used)
 
 
 @pytest.mark.parametrize("name", ROOTS)

@@ -1,7 +1,8 @@
 # Nodes have no public address; they go out through one NAT gateway, and to S3 through a gateway that costs nothing.
 
 data "aws_availability_zones" "all" {
-  state = "available"
+  state            = "available"
+  exclude_zone_ids = ["use1-az3", "usw1-az2", "cac1-az3"] # where EKS takes no subnets
   filter {
     name   = "opt-in-status"
     values = ["opt-in-not-required"]
@@ -9,7 +10,8 @@ data "aws_availability_zones" "all" {
 }
 
 locals {
-  zones = slice(data.aws_availability_zones.all.names, 0, 3)
+  # Some regions have two.
+  zones = slice(data.aws_availability_zones.all.names, 0, min(3, length(data.aws_availability_zones.all.names)))
 }
 
 resource "aws_vpc" "main" {

@@ -57,6 +57,9 @@ resource "aws_eks_node_group" "pool" {
     # The autoscaler waits for the GPU of a node that has this label, and does not add a second node meanwhile.
     startswith(each.key, "gpu-") ? { "k8s.amazonaws.com/accelerator" = "nvidia" } : {},
   )
+  # Of an empty pool the autoscaler knows the machine's CPUs, memory and GPUs, and the labels and taints from here, but not
+  # the disk: without this it adds no node for a pod that asks for room on it. What pods may fill of the 120 GiB above.
+  tags = { "k8s.io/cluster-autoscaler/node-template/resources/ephemeral-storage" = "100Gi" }
 
   launch_template {
     id      = aws_launch_template.node.id

@@ -119,3 +119,14 @@ def test_golden_epoch() -> None:
     images, labels = data.train_epoch(Recipe(), 0, 0).batch(0)
     assert labels.tolist() == [0, 0, 1, 1, 1, 0]
     assert images.double().sum().item() == pytest.approx(-573.1686, abs=1e-3)
+
+
+def test_a_task_that_does_not_fit_its_own_classes_is_refused() -> None:
+    """It may come from a store, which somebody can write to."""
+    task = class_splits(PACK, [[2, 0, 3]], ["three"])[0]
+    stranger = int(torch.nonzero(PACK.labels == 1)[0])
+    with pytest.raises(DataError, match="train images of its own classes alone, got 1 of others"):
+        ResidentBatches.of(PACK, replace(task, train=(*task.train, stranger)))
+    for labels in ((2, 0), (2, 0, 0), (2, 0, 3, 1)):
+        with pytest.raises(DataError, match="one label of its pack for each of 3 classes"):
+            ResidentBatches.of(PACK, replace(task, source_labels=labels))

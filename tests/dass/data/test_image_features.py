@@ -55,6 +55,13 @@ class TestFeatures:
         assert torch.equal(image_features(PLAIN, IMAGES, LABELS, per_class=3).values, first)
         assert not torch.equal(image_features(PLAIN, IMAGES, LABELS, per_class=3, seed=1).values, first)
 
+    def test_the_network_stays_as_it_is(self) -> None:
+        network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), Means())
+        image_features(ImageEncoder(network, "own"), IMAGES, LABELS, per_class=2)
+        assert network.training
+        network(torch.rand(2, 3, 4, 4)).sum().backward()
+        assert network[0].weight.grad is not None
+
     def test_a_class_without_images_is_named(self) -> None:
         with pytest.raises(DataError, match="none of class 1"):
             image_features(PLAIN, IMAGES[:2], torch.tensor([0, 2]))

@@ -85,6 +85,15 @@ def test_part_folders_become_parts(tmp_path: Path, valid: str) -> None:
     assert pack.class_names == ("a", "b")
 
 
+@pytest.mark.parametrize("part", ["valid", "test"])
+def test_a_class_that_a_part_lacks_is_told_before_an_image_is_decoded(tmp_path: Path, part: str) -> None:
+    files = ["train/a/0.png", "train/b/0.png", "valid/a/0.png", "valid/b/0.png", "test/a/0.png", "test/b/0.png"]
+    spec = write_folder(tmp_path, [each for each in files if each != f"{part}/b/0.png"])
+    (tmp_path / "train" / "a" / "0.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=f"every class needs images in {part}, got none for b"):
+        read_source(spec, 8)
+
+
 def test_a_class_may_be_named_like_a_part(tmp_path: Path) -> None:
     pack = read_source(write_folder(tmp_path, ["bus/1.png", "bus/2.png", "train/1.png", "train/2.png"]), 8)
     assert pack.class_names == ("bus", "train")

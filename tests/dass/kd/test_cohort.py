@@ -239,6 +239,10 @@ class TestYields:
             cohort.drop(run.id)
         assert list(iteration) == []
 
+    def test_there_is_no_state_before_the_first_yield(self) -> None:
+        with pytest.raises(ValueError, match="from the first yield on"):
+            Cohort(RUNS[:1], DATA, TEACHER).state(RUNS[0].id)
+
     def test_a_run_that_is_not_trained_has_no_state(self) -> None:
         cohort = Cohort(RUNS[:2], DATA, TEACHER)
         for ask in (cohort.state, cohort.drop):

@@ -8,6 +8,7 @@ import torch
 
 from dass.errors import ConfigError, StoreError
 from dass.kd.cohort import Cohort, Position, state_position
+from dass.kd.member import Member
 from dass.records import Run, Status
 from dass.tensors import pack_tensors
 from tests.dass.kd.tiny import (
@@ -171,6 +172,17 @@ class TestErrors:
     def test_the_position_of_a_damaged_state_is_refused(self, together: Trace, name: str) -> None:
         with pytest.raises(StoreError, match="delete"):
             state_position(DAMAGES[name](together.states[RUNS[0].id][Position(1, 1)]))
+
+    def test_a_device_that_fails_says_nothing_about_the_state(
+        self, together: Trace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+        monkeypatch.setattr(torch.nn.Module, "load_state_dict", fail)
+        member = Member(RUNS[0], torch.nn.Linear(1, 1), keep_weights=True)
+        with pytest.raises(torch.AcceleratorError):
+            member.load(together.states[RUNS[0].id][Position(1, 2)])
 
     def test_a_state_of_a_newer_version_asks_for_an_upgrade(self, together: Trace) -> None:
         with pytest.raises(StoreError, match="version 1, got 2; upgrade"):

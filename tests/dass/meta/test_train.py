@@ -10,7 +10,7 @@ from dass.meta.episodes import MetaTask
 from dass.meta.train import MetaConfig, MetaPredictor, MetaProgress, MetaTraining
 from dass.metrics import spearman
 from dass.predictor import Predictor, load_predictor
-from dass.tensors import unpack_tensors
+from dass.tensors import pack_tensors, unpack_tensors
 from tests.benchmarks.reference_meta import PlainTraining
 from tests.dass.meta.toy import spec, task
 
@@ -192,6 +192,23 @@ class TestResuming:
     def test_a_state_of_another_training_is_refused(self, other: dict[str, Any]) -> None:
         with pytest.raises(ConfigError, match="resumes only with the"):
             training(**other).restore(training().state_bytes())
+
+    @pytest.mark.parametrize("damage", ["history", "adam.99.step", "best.rate", "phi"])
+    def test_a_state_that_does_not_fit_together_is_refused_and_changes_nothing(self, damage: str) -> None:
+        donor, run = training(), training()
+        next(donor), next(donor)
+        tensors, header = unpack_tensors(donor.state_bytes())
+        if damage == "history":
+            header["history"][0]["episode_number"] = 1
+        elif damage == "adam.99.step":
+            tensors[damage] = torch.zeros(())
+        else:
+            name = next(name for name in tensors if name.startswith(damage))
+            del tensors[name]
+        before = run.state_bytes()
+        with pytest.raises(StoreError, match="complete state of a meta-training"):
+            run.restore(pack_tensors(tensors, header))
+        assert run.state_bytes() == before
 
     def test_a_damaged_state_is_refused(self) -> None:
         with pytest.raises(StoreError):

@@ -1,5 +1,7 @@
 """What is said of a ranking, in words."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -8,9 +10,10 @@ import torch
 from dass.meta.calibration import calibrate
 from dass.meta.held_out import HeldOut
 from dass.meta.novelty import Novelty, sketch
+from dass.records import Student
 from dass.search.advice import Advice, advise
 from dass.search.confidence import HeadConfidence, PilotPlan, pilot_runs
-from dass.search.select import make_scorer
+from dass.search.select import PredictorScorer, make_scorer
 from dass.seeding import generator
 from tests.dass.meta.test_features import NUM_CLASSES, SPACE
 from tests.dass.search.test_make_scorer import METHODS, TEACHER
@@ -93,6 +96,17 @@ def test_what_else_may_be_said(changed: Advice, place: int, sentence: str) -> No
     assert changed.sentences[place] == sentence
 
 
+class Mute(PredictorScorer):
+    """Says the same of every student."""
+
+    def __init__(self, scorer: PredictorScorer, score: float) -> None:
+        super().__init__(scorer._adapted, scorer._embedder, SPACE)
+        self._score = score
+
+    def score(self, students: Sequence[Student]) -> torch.Tensor:
+        return torch.full((len(students),), self._score)
+
+
 def test_the_advice_on_a_ranking_knows_its_task_and_teacher() -> None:
     maps = torch.rand(9, 64, 2, 2, generator=generator("advice"))
     rng = generator("advice", 1)
@@ -117,6 +131,9 @@ def test_the_advice_on_a_ranking_knows_its_task_and_teacher() -> None:
     assert 0.5 < found.head.beats_runner_up < 1
     assert found.pilots == pilot_runs(calibration, least=2)
     assert advise(calibration, scorer, SPACE, TEACHER, NUM_CLASSES, scores[1:3]) is None
+    for score in (math.nan, 50.0):  # as where a predictor's last layer is saturated
+        alike = Mute(scorer, score)
+        assert advise(calibration, alike, SPACE, TEACHER, NUM_CLASSES, scores) is None
 
 
 @pytest.mark.parametrize(("lead", "accuracy_pct", "runs"), [(90.0, 62.0, 0), (0.05, 62.0, 2), (90.0, 99.0, 2)])

@@ -191,6 +191,8 @@ PIXELS, LABELS = torch.zeros(6, 3, RESOLUTION, RESOLUTION, dtype=torch.uint8), [
         ((PIXELS, [0.5] * 6), "labels (N,) integers, got images of shape (6, 3, 16, 16) and labels of shape (6,)"),
         ((PIXELS, [0, 1]), "and labels of shape (2,)"),
         ((PIXELS, [-1, 0, 1, 0, 1, 0]), "a pack's labels must lie in 0..1, got -1..1"),
+        ((PIXELS, ["a", "b"] * 3), "number the labels 0..C-1, and give the classes' names as the third item"),
+        (([[[1]], [[2, 3]]], [0, 1]), "images must be (N, 3, R, R) and labels (N,) integers, got others"),
         ((PIXELS, [0] * 6), "a source must have at least 2 classes, got 1 (0); add another class"),
         ((PIXELS, [0, 1, 2, 0, 1, 0]), "every class needs at least 2 images"),
         ((PIXELS, LABELS, ("a", "b", "c")), "every class needs images to train on, got none for c"),
