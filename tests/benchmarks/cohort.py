@@ -145,7 +145,7 @@ def figures(site: Site, sizes: Sequence[int], rounds: int) -> dict[str, Any]:
     sides[top] = partial(observed, sides[top], device, busy)
     took = measure.medians(measure.alternate(sides, rounds))
     peak_mb = measure.peak_mb(device)  # before the limit takes memory of its own
-    limit = measure.convolution_limit(SPACE.largest, site.data.task.resolution, device)
+    limit = measure.convolution_limit(SPACE.largest, site.data.task.resolution, device, site.runs[0].recipe.precision)
     rates = {name: int(name.split()[1]) / s if " " in name else 1 / s for name, s in took.items()}
     shares = {
         f"{kind} {size}": executed_flops(site, size, with_teacher=kind == "cohort") / took[f"{kind} {size}"] / limit

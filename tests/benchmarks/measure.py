@@ -25,7 +25,8 @@ import torch.nn.functional as F  # noqa: N812 - the customary name
 
 from dass.cost import KERNEL_AREA
 from dass.networks.small_resnet import STRIDES
-from dass.records import Student
+from dass.precision import rounding
+from dass.records import Precision, Student
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = ("dass", "torch", "ray", "numpy", "pyarrow")
@@ -72,27 +73,31 @@ def medians(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: statistics.median(each) for name, each in values.items()}
 
 
-def convolution_limit(student: Student, resolution: int, device: torch.device | str = "cpu") -> float:
+def convolution_limit(
+    student: Student, resolution: int, device: torch.device | str = "cpu", precision: Precision = "float32"
+) -> float:
     """FLOP/s: the best rate of a plain 3x3 convolution with as many channels in as out, among those of `student`.
 
-    On all threads of torch, float32 (TF32 on a GPU where torch may use it), channels-last, inference mode; a
-    multiply-add is two FLOPs.
+    On all threads of torch, channels-last, inference mode; a multiply-add is two FLOPs.
     """
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     num, calls = (GPU_RATE_BATCH, GPU_RATE_CALLS) if torch.device(device).type == "cuda" else (RATE_BATCH, 1)
     best = 0.0
     for stage, width in enumerate(sorted({row[-1] for row in student.widths})):
         side = resolution
         for stride in STRIDES[: stage + 1]:
             side //= stride
-        images = torch.randn(num, width, side, side, device=device).contiguous(memory_format=torch.channels_last)
-        weight = torch.randn(width, width, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
+        images, weight = (
+            torch.randn(*shape, device=device).to(dtype, memory_format=torch.channels_last)
+            for shape in ((num, width, side, side), (width, width, 3, 3))
+        )
         flops = 2 * KERNEL_AREA * width**2 * side**2 * num * calls
 
         def convolve(images: torch.Tensor = images, weight: torch.Tensor = weight) -> None:
             for _ in range(calls):
                 F.conv2d(images, weight, padding=1)
 
-        with torch.inference_mode():
+        with torch.inference_mode(), rounding(precision, torch.device(device)):
             convolve()
             ends = time.perf_counter() + RATE_S
             while time.perf_counter() < ends:

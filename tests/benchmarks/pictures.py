@@ -78,7 +78,7 @@ def scaling(documents: Sequence[Document]) -> Figure:
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
             axis.set_minor_locator(NullLocator())
         if len(found) > 1:
-            axes.legend(loc="upper left")
+            axes.legend(loc="upper left", frameon=True, facecolor=CARD, edgecolor=CARD, framealpha=1)
         name_axes(axes, x, y)
     if over[True]:
         lanes = sorted({x for each in over[True] for x, _ in each["points"]})
