@@ -99,9 +99,9 @@ def _open_up(axes: Axes, values: Sequence[float]) -> None:
 def _label(document: Document) -> str:
     """The name, and what tells documents of one name apart."""
     sizes, precision = document.get("sizes", {}), document.get("sizes", {}).get("precision")
-    size = f"of {max(sizes['cohorts'])}" if "cohorts" in sizes else None
-    apart = (size, precision if precision != "float32" else None, document["machine"].get("gpu"))
-    return ", ".join([document["name"], *filter(None, apart)])
+    size = f" of {max(sizes['cohorts'])}" if "cohorts" in sizes else ""
+    apart = (precision if precision != "float32" else None, document["machine"].get("gpu"))
+    return ", ".join([document["name"] + size, *filter(None, apart)])
 
 
 def _sized(document: Document) -> str:

@@ -30,7 +30,7 @@ def draw(folder: Path, documents: list[dict[str, Any]], ending: str) -> tuple[Pa
 
 def test_the_pictures_say_what_the_documents_do_and_nothing_that_has_no_reference(tmp_path: Path) -> None:
     ratios, scaling = (path.read_text() for path in draw(tmp_path, DOCUMENTS, "svg"))
-    for text in ("cohort", "cohort, of 8, bfloat16", "cohort, NVIDIA H200", "2.3×", "1.5×", "12.3×"):
+    for text in ("cohort", "cohort of 8, bfloat16", "cohort, NVIDIA H200", "2.3×", "1.5×", "12.3×"):
         assert f">{text}<" in ratios
     assert "99.9" not in ratios
     for text in ("candidates", "lanes", "1,000", "2", "2,000 runs that train nothing", "64 runs that take 1.5 s"):
