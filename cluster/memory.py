@@ -32,7 +32,7 @@ class MemoryUse:
 def share_of(settings: LaneConfig) -> float:
     """The part of a device's memory that belongs to one lane: its fraction of a GPU, or one part for each lane beside it."""
     if settings.gpus > 0:
-        return min(1.0, settings.gpus)
+        return settings.gpus
     most = max(1, int((os.cpu_count() or 1) / settings.cpus))
     return 1 / min(settings.num, most)
 

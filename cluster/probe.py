@@ -5,8 +5,13 @@ learned (the teacher is drawn at random, the learning rate is next to zero), but
 """
 
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +25,7 @@ from dass.allocator import keep_freed_memory
 from dass.cost import count_macs
 from dass.data.batches import ResidentBatches
 from dass.data.pack import Pack
+from dass.errors import ClusterError
 from dass.kd.cohort import Cohort, evaluate
 from dass.kd.teacher import Teacher, teacher_run
 from dass.networks import build
@@ -90,18 +96,39 @@ def side_by_side(settings: LaneConfig) -> int:
 
 
 def probe(work: Work, pack: Pack) -> Samples:
-    """The samples of all processes that measure side by side."""
+    """The samples of all processes that measure side by side.
+
+    Raises:
+        ClusterError: one of them died.
+    """
     data, num = _excerpt(work, pack), side_by_side(work.settings)
     context = multiprocessing.get_context(
         "spawn"
     )  # a process that trains is set up in ways that the caller's must not be
-    with context.Pool(num, initializer=_meet, initargs=(context.Barrier(num),)) as pool:
-        first, *others = pool.starmap(_measure, [(work, data)] * num, chunksize=1)
+    try:
+        with ProcessPoolExecutor(num, context, _meet, (context.Barrier(num),)) as pool:
+            first, *others = pool.map(_measure, [work] * num, [data] * num)
+    except BrokenProcessPool as error:
+        raise ClusterError(
+            f"the processes that measure must live, got one of {num} that died, perhaps for want of memory; lower lanes.num or "
+            "lanes.cohort_size, or use a machine with more memory"
+        ) from error
     return sum(others, first)
 
 
 def _meet(barrier: Any) -> None:  # noqa: ANN401 - multiprocessing's barriers have no public type
-    barrier.wait(_MEET_S)
+    """Wait for the others; who comes too late is measured alone."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with suppress(threading.BrokenBarrierError):
+        barrier.wait(_MEET_S)
+
+
+def _end_with_parent() -> None:
+    """A process of an executor would otherwise wait for work for ever when its parent is killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _excerpt(work: Work, pack: Pack) -> ResidentBatches:

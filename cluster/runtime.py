@@ -23,6 +23,7 @@ from cluster.redact import redacted
 from cluster.schema import claim_schema
 from cluster.settings import LaneConfig
 from dass.errors import ClusterError, ConfigError
+from dass.precision import set_convolutions
 from dass.version import __version__
 
 NAMESPACE = "dass"
@@ -69,9 +70,10 @@ def session(num_cpus: int | None = None) -> Iterator[None]:
     try:
         # "local", because Ray would otherwise join whatever cluster somebody has started on this machine
         ray.init(address=address or "local", namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", **local)
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+    except (ray.exceptions.RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
         remedy = (
-            "unset RAY_ADDRESS to work on this machine alone, or give the address of a running cluster"
+            "unset RAY_ADDRESS to work on this machine alone, or give the address of a running cluster, and its token where it "
+            "wants one"
             if address
             else "see that RAY_TMPDIR, by default /tmp, can be written and has space"
         )
@@ -129,32 +131,52 @@ def cancel_running(tasks: Sequence[Any]) -> None:
         ray.cancel(task, force=True)
 
 
-def preflight(store_url: str, gpus_per_lane: float) -> None:
-    """Check before the first second is spent that the store can be written and that the devices exist.
+def preflight(store_url: str) -> None:
+    """Check before the first second is spent that the store can be written.
 
     Raises:
         StoreError: the store is not writable, or was written by a newer version.
-        ClusterError: lanes ask for GPUs and this local machine has none.
     """
     store = open_store(store_url)
     store.check_writable()
     claim_schema(store)
+
+
+def check_gpus(gpus_per_lane: float) -> None:
+    """Check that this machine has GPUs if lanes ask for them. A cluster (RAY_ADDRESS) is trusted: it may grow.
+
+    Raises:
+        ConfigError: there are none.
+    """
     if gpus_per_lane > 0 and not os.environ.get("RAY_ADDRESS") and not torch.cuda.is_available():
-        raise ClusterError(
-            f"lanes.gpus must be 0 on a machine without CUDA devices, got {gpus_per_lane}; set lanes.gpus=0"
+        raise ConfigError(
+            f"lanes.gpus must be 0 on a machine without CUDA devices, got {gpus_per_lane:g}; set lanes.gpus=0"
         )
 
 
 def check_store_url(store_url: str) -> None:
-    """Check that what a submitted job leaves outlives it: its working folder is a copy that goes with it.
+    """Check that all machines of a cluster find the store, and that it outlives a submitted job and its working folder.
 
     Raises:
-        ConfigError: the store is a folder of that copy.
+        ConfigError: the store is a folder below this process's own.
     """
-    if _JOB_CONFIG in os.environ and "://" not in store_url and not Path(store_url).is_absolute():
+    is_local = not os.environ.get("RAY_ADDRESS") and _JOB_CONFIG not in os.environ
+    if not is_local and "://" not in store_url and not Path(store_url).is_absolute():
         raise ConfigError(
-            "--store of a submitted job must be s3://BUCKET/PREFIX or the absolute path of a folder that all its machines "
-            f"share, got {store_url!r}; give one of these"
+            "--store must be s3://BUCKET/PREFIX or the absolute path of a folder that all machines share where work is done on "
+            f"a cluster (RAY_ADDRESS), got {store_url!r}; give one of these"
+        )
+
+
+def check_kept(output: Path) -> None:
+    """Check that a file outlives a submitted job, whose working folder is a copy that goes with it.
+
+    Raises:
+        ConfigError: the file would be in that copy.
+    """
+    if _JOB_CONFIG in os.environ and not output.is_absolute():
+        raise ConfigError(
+            f"--output of a submitted job must be an absolute path, got {output}; give one that outlives the job"
         )
 
 
@@ -202,7 +224,7 @@ def check_workers(num: int, gpus: float) -> None:
 def compute_on(threads: int) -> None:
     """Let this process compute as all of a collection do: on so many threads of torch, on a GPU in float32 and not in TF32."""
     torch.set_num_threads(threads)
-    torch.backends.cudnn.allow_tf32 = False
+    set_convolutions("ieee")
 
 
 @cache

@@ -294,7 +294,7 @@ def _checked(data: bytes, answer: dict[str, Any]) -> bytes:
 
 
 _CODES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Local], ...] = (
-    ((boto.NoCredentialsError, boto.PartialCredentialsError), Local.NO_CREDENTIALS),
+    ((boto.NoCredentialsError, boto.PartialCredentialsError, boto.InvalidConfigError), Local.NO_CREDENTIALS),
     ((boto.CredentialRetrievalError, boto.TokenRetrievalError, boto.SSOError), Local.BAD_CREDENTIALS),
     ((boto.ProfileNotFound, boto.ConfigParseError, boto.ConfigNotFound, ValueError), Local.SETTINGS),
     ((boto.ConnectTimeoutError, boto.ReadTimeoutError), Local.TIMEOUT),
@@ -311,10 +311,14 @@ def _failures() -> Iterator[None]:
     try:
         yield
     except boto.ClientError as error:
+        if error.operation_name.startswith("AssumeRole"):  # of the server that gives credentials out
+            raise S3Failure(Local.BAD_CREDENTIALS, str(error)) from None
         raise _answered(error.response) from None
     except (boto.BotoCoreError, ResponseParserError, ValueError) as error:
         code = next(code for kinds, code in _CODES if isinstance(error, kinds))
         raise S3Failure(code, str(error)) from None
+    except (FileNotFoundError, PermissionError) as error:  # the file with a web identity's token
+        raise S3Failure(Local.NO_CREDENTIALS, str(error)) from None
     except RecursionError as error:  # botocore 1.44 goes round and round when a redirect names no region
         raise S3Failure("PermanentRedirect") from error
 

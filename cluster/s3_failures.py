@@ -176,7 +176,10 @@ _WORDS: dict[str, tuple[str, str]] = {
         "no credentials were found",
         "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give this machine a role",
     ),
-    Local.BAD_CREDENTIALS: ("the credentials cannot be had", "renew them, for example with `aws sso login`"),
+    Local.BAD_CREDENTIALS: (
+        "the credentials cannot be had",
+        "renew them, for example with `aws sso login`, or let the trust policy of the role (AWS_ROLE_ARN) name this identity",
+    ),
     Local.SETTINGS: (
         "the settings of the client cannot be used",
         "correct AWS_ENDPOINT_URL, AWS_PROFILE or the files that hold your AWS configuration",

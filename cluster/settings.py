@@ -21,7 +21,7 @@ class LaneConfig:
         default=1, metadata={"help": "lanes that stay while anything is left, also when all that is left waits"}
     )
     cpus: float = field(default=1.0, metadata={"help": "logical CPUs reserved per lane"})
-    gpus: float = field(default=0.0, metadata={"help": "GPUs per lane; a fraction shares one device"})
+    gpus: float = field(default=0.0, metadata={"help": "GPUs per lane, at most 1; a fraction shares one device"})
     memory_gb: float = field(default=0.0, metadata={"help": "memory reserved per lane; 0: not counted"})
     threads: int = field(default=1, metadata={"help": "torch threads per lane; a part of what fixes a result's bits"})
     cohort_size: int = field(
@@ -62,7 +62,12 @@ class LaneConfig:
             raise ConfigError(f"lanes.cpus must be > 0, got {self.cpus}; set lanes.cpus=1")
         if not 0 <= self.min <= self.num:
             raise ConfigError(f"lanes.min must be between 0 and lanes.num={self.num}, got {self.min}; set lanes.min")
-        for name in ("gpus", "memory_gb", "max_failures", "cache_gb"):
+        if not 0 <= self.gpus <= 1:
+            raise ConfigError(
+                f"lanes.gpus must be between 0 and 1, as a lane uses one device, got {self.gpus:g}; set lanes.gpus=1 and more "
+                "lanes.num"
+            )
+        for name in ("memory_gb", "max_failures", "cache_gb"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"lanes.{name} must be >= 0 and finite, got {getattr(self, name)}; set lanes.{name}")
         for name in ("checkpoint_s", "lease_s", "hang_s", "idle_s", "report_s"):

@@ -12,7 +12,7 @@ import typer
 from dass.errors import BudgetSpentError, DassError, InputError
 from dass.precision import full_float32
 from jobs import recipes
-from jobs.config import Config, keys, with_settings, with_values
+from jobs.config import Config, keys, parse_settings, source_in, with_settings, with_values
 from jobs.console import Console, shown
 from jobs.job import Job
 from jobs.options import (
@@ -39,10 +39,9 @@ from jobs.options import (
     WorkersOption,
 )
 from jobs.output import check_output
-from jobs.recipe_file import DEFAULT, from_toml
+from jobs.recipe_file import DEFAULT, default_recipe, from_toml
 
 DEFAULT_STORE = "./dass-store"
-OWN_IMAGES = "pretrained"  # what the default recipe is for images that the user gives
 LEARNING = "digits"  # the default of verbs that learn from records
 EXIT_BAD_INPUT, EXIT_FAILED, EXIT_BUDGET_SPENT, EXIT_INTERRUPTED = 2, 1, 3, 130
 
@@ -60,9 +59,11 @@ def configured(recipe: str, settings: list[str] | None, source: str | None = Non
 
     The default recipe is cut to the measure of its digits: with images of one's own it is `pretrained`.
     """
-    if recipe == DEFAULT and source is not None:
-        recipe = OWN_IMAGES
-    config = from_toml(Path(recipe), recipes.get_recipe) if recipe.endswith(".toml") else recipes.get_recipe(recipe)
+    given = source or source_in(parse_settings(settings or ()))
+    if recipe.endswith(".toml"):
+        config = from_toml(Path(recipe), recipes.get_recipe, given)
+    else:
+        config = recipes.get_recipe(default_recipe(given, recipes.get_recipe) if recipe == DEFAULT else recipe)
     config = with_settings(config, settings or ())
     return config if source is None else with_values(config, {"data": {"source": source}}, "--data")
 

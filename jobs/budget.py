@@ -1,4 +1,4 @@
-"""The stop rules of a collection: what it may use in device-hours or in money, earlier submissions included."""
+"""The stop rules of whatever trains runs: what a store may use in device-hours or in money, earlier submissions included."""
 
 import math
 import time

@@ -10,9 +10,8 @@ from dass.errors import ConfigError
 from dass.records import Run, Status, Student, Task
 from dass.seeding import generator
 from jobs import quote, teachers
-from jobs.budget import Budget
 from jobs.job import Job
-from jobs.train_runs import train_runs
+from jobs.train_runs import check_devices, train_runs, what_is_left
 
 
 def plan(job: Job, tasks: TaskSet) -> Plan:
@@ -67,11 +66,17 @@ def _students(job: Job, task: Task, students: Iterable[Student], seed: int | Non
 
 def run(job: Job) -> dict[str, Any]:
     """Collect what is missing; says how many runs ended how. With `dry_run`, what it would take instead."""
+    if not job.dry_run:  # a quote may be for other machines
+        check_devices(job)
     cut = job.tasks()
     tasks = [*cut.meta, *targets(job, cut)]
     priority_of = _priority_of(job, tasks)
     collection = plan(job, cut)
-    done = train_runs(job, collection, "collect", priority_of=priority_of, exceeded=Budget(job).exceeded)
+    done = (
+        what_is_left(job, collection)
+        if job.dry_run
+        else train_runs(job, collection, "collect", priority_of=priority_of)
+    )
     records = job.records(run.id for run in collection.runs)
     diverged = sum(record.result.status is Status.DIVERGED for record in records.values())
     names = {task.id: task.name for task in tasks}

@@ -167,10 +167,21 @@ def _with_one_limit(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def with_settings(config: Config, settings: Sequence[str]) -> Config:
     """`config` with every `a.b=value` laid over it at once, so their order matters only where a key is repeated."""
+    return with_values(config, parse_settings(settings), "--set")
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """The nested values of every `a.b=value`; ConfigError as of `parse_setting`."""
     values: dict[str, Any] = {}
     for setting in settings:
         values = _merged(values, parse_setting(setting))
-    return with_values(config, values, "--set")
+    return values
+
+
+def source_in(values: Mapping[str, Any]) -> Any:  # noqa: ANN401 - not checked yet
+    """What nested values give as `data.source`, or None."""
+    data = values.get("data")
+    return data.get("source") if isinstance(data, Mapping) else None
 
 
 def read_toml(text: str) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from jobs.evaluation_records import Target, find_targets, freeze
 from jobs.evaluation_scores import Evaluation, Place, Scored
 from jobs.job import Job
 from jobs.meta_train import learnable
+from jobs.output import check_place
 
 SUFFIX = ".html"
 COLUMNS = ("in bands", "Kendall", "regret@1", "regret@5", "per candidate", "to adapt")
@@ -95,6 +96,7 @@ def check_output(output: Path) -> None:
         raise ConfigError(
             f"--output must be a file ending in {SUFFIX} in a folder that exists, got {output}; correct it"
         )
+    check_place(output)
 
 
 def _benchmark(evaluation: Evaluation, results: Mapping[Place, Scored], calibration: Calibration | None) -> Benchmark:

@@ -9,6 +9,7 @@ from cluster.documents import get_tasks, list_documents
 from cluster.export import write_export
 from dass.errors import ConfigError
 from jobs.job import Job
+from jobs.output import check_place
 
 SUFFIXES = (".parquet", ".csv")
 
@@ -45,6 +46,7 @@ def check_output(output: Path, *, force: bool) -> None:
         raise ConfigError(f"--output must be a file in a folder that exists, got {output}; correct the path")
     if output.exists() and not force:
         raise ConfigError(f"--output must not exist yet, got {output}; choose another name, or replace it with --force")
+    check_place(output)
 
 
 def _sync(path: Path) -> None:

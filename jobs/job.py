@@ -15,7 +15,7 @@ from cluster.packs import put_pack
 from cluster.runtime import check_store_url
 from cluster.schema import STORE_KEY, check_schema, claim_schema, upgrade_schema
 from dass.data.pack import Pack
-from dass.data.sources import read_source
+from dass.data.sources import FORMS, read_source
 from dass.data.splits import assign_parts, whole_task
 from dass.data.tasks import TaskSet, make_tasks
 from dass.errors import ConfigError, ObjectNotFoundError
@@ -97,6 +97,13 @@ class Job:
         """The records of those runs that have one, by run id."""
         return {record.run.id: record for record in self.database.scan(set(run_ids))}
 
+    @property
+    def has_tasks(self) -> bool:
+        """Whether the recipe's tasks are in the store, so that no image is read for them."""
+        data = self.config.data
+        name = self._whole_name(data.source) if data.split == "whole" else self._tasks_name
+        return self._known(name) is not None
+
     def tasks(self, *, refresh: bool = False) -> TaskSet:
         """The tasks of the recipe; cut from the source at the first time, or anew with `refresh`."""
         if (
@@ -107,6 +114,11 @@ class Job:
         if not refresh and (known := self._known(self._tasks_name, **kinds)) is not None:
             train, valid = (tuple(get_task(self.store, task) for task in known[role]) for role in ("train", "valid"))
             return TaskSet(train, valid, get_task(self.store, known["target"]) if known["target"] else None)
+        if not self.config.data.source:
+            raise ConfigError(
+                f"recipe {self.config.name} must know the images that its tasks are cut from, got none; give them with --data, "
+                f"or where --data gives the target with --set data.source=SPEC, SPEC being {', '.join(FORMS[:-1])} or {FORMS[-1]}"
+            )
         pack = self._read(self.config.data.source)
         tasks = make_tasks(pack, self.config.data)
         self._keep(pack)

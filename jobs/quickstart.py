@@ -8,6 +8,7 @@ from cluster.runtime import session
 from jobs import collect, data, distil, meta_train, report, search
 from jobs.job import Job
 from jobs.target import find_predictor
+from jobs.train_runs import check_devices
 
 
 def _meta_train_if_asked(job: Job) -> None:
@@ -25,6 +26,7 @@ def run(job: Job) -> dict[str, Any]:
         find_predictor(job)
     else:
         meta_train.check_recipe(job.config)
+    check_devices(job)
     if job.dry_run:
         return {"data": data.run(job), "collect": collect.run(job), "dry_run": True}
     search.wanted(job.reader, None)  # images, target and budget are checked before Ray starts

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.documents import put_latest
-from cluster.runtime import check_workers, preflight, session
+from cluster.runtime import check_gpus, check_workers, preflight, session
 from cluster.teachers import put_own_teacher
 from cluster.weights import put_blob
 from dass.kd.teacher import Teacher
@@ -40,9 +40,12 @@ def run(job: Job, source: str | None = None, teacher_file: Path | None = None, w
         )
     task, budget = wanted(job, source)
     own = None if teacher_file is None else brought_teacher(job, task, teacher_file)
+    is_trained = own is not None or not pending_teacher(job, task)
+    if not is_trained:
+        check_gpus(job.config.lanes.gpus)
     summary = {"target": task.name, "task": task.id, "predictor": found.sha, "dry_run": job.dry_run, **asdict(budget)}
     if job.dry_run:
-        return {**summary, **_dry_run(job, task, is_trained=own is not None or not pending_teacher(job, task))}
+        return {**summary, **_dry_run(job, task, is_trained=is_trained)}
     target_task(job, source, refresh=True)  # nothing can be refused any more: keep the images
     if own is not None:
         put_own_teacher(job.database, own, task.id)
@@ -93,7 +96,7 @@ def _scored(
         strategy = settings.begin(job.space, budget, task.resolution, task.num_classes)
         yield from search(strategy, scorer, settings, task.resolution, task.num_classes)
         return
-    preflight(job.store.url, job.config.lanes.gpus)
+    preflight(job.store.url)
     from cluster.score import ScoreJob, score_candidates  # Ray is imported only where it works
 
     place = (job.config.space, budget, task.resolution, task.num_classes)

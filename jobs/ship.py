@@ -21,6 +21,7 @@ from jobs.evaluation_records import Target, find_targets
 from jobs.evaluation_scores import Evaluation
 from jobs.job import Job
 from jobs.meta_train import Learnable, learnable
+from jobs.output import check_place
 from jobs.shipped import MANIFEST, Shipped, without_source
 
 
@@ -74,6 +75,7 @@ def check_output(output: Path) -> None:
     """Raise ConfigError unless the folder is new or empty."""
     if output.is_file() or (output.is_dir() and any(output.iterdir())) or not output.absolute().parent.is_dir():
         raise ConfigError(f"--output must be a new folder in one that exists, got {output}; choose another name")
+    check_place(output)
 
 
 def _shipped(job: Job, output: Path) -> Job:

@@ -6,11 +6,12 @@ from cluster.plan import Plan
 from dass.kd.teacher import teacher_run
 from dass.records import Run, Task
 from jobs.job import Job
-from jobs.train_runs import train_runs
+from jobs.train_runs import check_devices, train_runs
 
 
 def run(job: Job) -> dict[str, Any]:
     """Train the teachers of the recipe's tasks and say how good they are."""
+    check_devices(job)
     tasks = job.tasks()
     runs = {task.name: run_of(job, task) for task in tasks.all}
     done = train_runs(job, Plan("teachers", tuple(runs.values())), "teachers", keep_weights=True)

@@ -12,7 +12,7 @@ from typing import Any
 from cluster.checkpoints import remove_checkpoints
 from cluster.documents import put_latest
 from cluster.ledger import Phase, TrialLedger
-from cluster.runtime import preflight, session
+from cluster.runtime import check_gpus, preflight, session
 from cluster.trial import TrialTasks
 from dass.errors import ClusterError, ConfigError
 from dass.meta.tuning import Trial, best_seed, draws, finalists, mean_spearman, seeded, varying, winner
@@ -102,7 +102,8 @@ def _told(job: Job, num_trials: int) -> dict[str, int]:
 def _trained(job: Job, found: Learnable, key: str, num_trials: int) -> tuple[list[Trial], Finals]:
     """The trials, and of each finalist one run per seed; a trial that ran to its end is the first of them."""
     meta, tune = job.config.meta, job.config.tune
-    preflight(job.store.url, job.config.lanes.gpus)
+    check_gpus(job.config.lanes.gpus)
+    preflight(job.store.url)
     tasks = TrialTasks(spec_of(job, found.tasks.meta[0].resolution), *features(job, found))
     with session():
         planned = [Trial(number, config) for number, config in enumerate(draws(meta, tune, num_trials))]

@@ -69,7 +69,7 @@ def test_lanes_share_the_memory_of_their_device() -> None:
     assert share_of(LaneConfig(num=10**6)) == 1 / cores  # the others train elsewhere
     assert share_of(LaneConfig(num=3, cpus=cores)) == 1.0
     assert share_of(LaneConfig(num=3, gpus=0.25)) == 0.25
-    assert share_of(LaneConfig(num=3, gpus=2.0)) == 1.0
+    assert share_of(LaneConfig(num=3, gpus=1.0)) == 1.0
 
 
 @pytest.mark.gpu

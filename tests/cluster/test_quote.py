@@ -1,17 +1,21 @@
 """Quotes: the arithmetic against plain counts, and what a measurement is made of."""
 
 import itertools
+import multiprocessing
+import os
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.outlines import Outline, kind_of
-from cluster.probe import Samples, Work, probe, side_by_side
+from cluster.probe import Samples, Work, _meet, probe, side_by_side
 from cluster.quote import LANE_START_S, RUN_S, MeasuredSpeed, RecordedSpeed, quote, schedule
 from cluster.settings import LaneConfig
 from dass.cost import count_macs
+from dass.errors import ClusterError
 from dass.networks import build
 from dass.records import Run, Status
 from dass.seeding import generator
@@ -132,3 +136,27 @@ def test_a_probe_measures_small_middling_and_large_students(site: Site) -> None:
     assert all(took > 0 for _, took in (*samples.steps, *samples.teacher_steps, *samples.valid))
     largest = build(students[-1], 3).state_dict()
     assert samples.state_bytes > sum(tensor.nbytes for tensor in largest.values())
+
+
+class Deadly:
+    """Ends the process that unpickles it, as the kernel ends one that takes too much memory."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (9,)
+
+
+def test_a_measuring_process_that_dies_is_told(site: Site) -> None:
+    deadly: Any = Deadly()
+    work = Work(site.task, "smoke", (deadly,), TEACHER, RECIPE, LANES, seconds=0.5)
+    with pytest.raises(ClusterError, match=r"measure must live, got one of 1 that died, .*; lower lanes\.num"):
+        probe(work, site.pack)
+
+
+def test_who_waits_in_vain_for_the_others_measures_all_the_same() -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    barrier.abort()  # as a wait that takes too long does
+    process = context.Process(target=_meet, args=(barrier,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0

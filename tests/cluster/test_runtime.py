@@ -1,8 +1,10 @@
 """Where a session of Ray works, and how what runs in it ends."""
 
 import os
+import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -100,6 +102,19 @@ def test_a_folder_that_cannot_be_written_is_told_with_its_variable(
     told = r"at a local address, got .*; see that RAY_TMPDIR, by default /tmp, can be written"
     with pytest.raises(ClusterError, match=told), session(1):
         pass
+
+
+def test_a_token_that_is_missing_is_one_error(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jobs", "teachers", "--recipe", "smoke", "--store", str(tmp_path / "store")]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "absent"), "RAY_ADDRESS": "127.0.0.1:9"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=clean | token, check=False)
+    assert done.returncode == 1
+    told = done.stderr.splitlines()[-1]
+    assert re.match(r"error: Ray must start or be reached at 127\.0\.0\.1:9, got .*token.*; unset RAY_ADDRESS", told), (
+        done.stderr
+    )
+    assert "Traceback" not in done.stderr
 
 
 def test_what_still_runs_is_ended_and_what_is_over_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

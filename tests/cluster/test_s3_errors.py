@@ -1,9 +1,13 @@
 """What a store in a bucket tries again, for how long, and what the user is told when it gives up."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -166,7 +170,11 @@ def test_a_bucket_to_read_only_is_refused(method: str, verb: str, store: S3Store
 def test_settings_that_lead_nowhere_are_told(
     variables: dict[str, str | None], told: str, store: S3Store, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {**environment(s3_server), **variables}.items():
+    check_refusal({**environment(s3_server), **variables}, told, store, monkeypatch)
+
+
+def check_refusal(variables: dict[str, str | None], told: str, store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in variables.items():
         monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
     s3.client_of.cache_clear()
     try:
@@ -175,3 +183,74 @@ def test_settings_that_lead_nowhere_are_told(
                 VERBS[verb](store)
     finally:
         s3.client_of.cache_clear()
+
+
+# A web identity
+
+
+@contextmanager
+def refusing_sts(code: str) -> Iterator[str]:
+    """A server of tokens that gives none; its URL."""
+    body = (
+        '<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type>'
+        f"<Code>{code}</Code><Message>no role for you</Message></Error></ErrorResponse>"
+    ).encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(403)
+            self.send_header("Content-Type", "text/xml")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+@pytest.fixture
+def web_identity(s3_server: str, tmp_path: Path) -> dict[str, str | None]:
+    """What a pod's identity is made of, in the place of keys."""
+    (tmp_path / "token").write_text("a token")
+    return {
+        **environment(s3_server),
+        "AWS_ACCESS_KEY_ID": None,
+        "AWS_SECRET_ACCESS_KEY": None,
+        "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/dass",
+        "AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "token"),
+    }
+
+
+@pytest.mark.parametrize("code", ["AccessDenied", "InvalidIdentityToken", "ExpiredTokenException"])
+def test_a_role_that_is_refused_is_told_with_its_trust_policy(
+    code: str, web_identity: dict[str, str | None], store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = rf"the credentials cannot be had \(.*{code}.*no role for you\).*; renew them.* or let the trust policy"
+    with refusing_sts(code) as url:
+        check_refusal({**web_identity, "AWS_ENDPOINT_URL_STS": url}, told, store, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", "/nowhere/token", r"no credentials were found \(.*/nowhere/token'\); set AWS_"),
+        ("AWS_ROLE_ARN", "", r"no credentials were found \(.* has no role ARN configured.*\); set AWS_"),
+    ],
+)
+def test_a_web_identity_without_its_token_or_role_is_told(
+    name: str,
+    value: str,
+    told: str,
+    web_identity: dict[str, str | None],
+    store: S3Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check_refusal({**web_identity, name: value}, told, store, monkeypatch)

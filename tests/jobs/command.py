@@ -51,6 +51,15 @@ def call(*args: str | Path) -> Answer:
     return Answer(code, out.getvalue(), err.getvalue())
 
 
+def refusal(store: Path, *args: str | Path, code: int = 2) -> str:
+    """The one error line of a command that must fail with `code` and change nothing in its store."""
+    before, existed = tree(store), store.exists()
+    answer = call(*args, "--store", store)
+    assert (answer.code, answer.out) == (code, ""), answer
+    assert (tree(store), store.exists()) == (before, existed)
+    return answer.error.removeprefix("error: ")
+
+
 def spawn(*args: str | Path) -> Answer:
     """`python -m jobs ARGS` as a process."""
     command = [sys.executable, "-m", "jobs", *map(str, args)]

@@ -19,7 +19,7 @@ from dass.seeding import generator
 from dass.spaces import get_space
 from jobs.config import with_settings
 from jobs.recipes import get_recipe
-from tests.jobs.command import call, tree
+from tests.jobs.command import call, refusal
 from tests.jobs.images import save_weights, write_images
 from tests.jobs.prepared import final_plan, open_smoke, prepare, train
 
@@ -39,15 +39,6 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def new(tmp_path: Path) -> Path:
     """A store that does not exist yet."""
     return tmp_path / "new" / "store"
-
-
-def refusal(store: Path, *args: str | Path, code: int = 2) -> str:
-    """The one error line of a command that must fail with `code` and change nothing."""
-    before, existed = tree(store), store.exists()
-    answer = call(*args, "--store", store)
-    assert (answer.code, answer.out) == (code, ""), answer
-    assert (tree(store), store.exists()) == (before, existed)
-    return answer.error.removeprefix("error: ")
 
 
 # Options, recipes, keys
@@ -129,7 +120,7 @@ def test_a_store_of_a_newer_version_is_refused_at_once(verb: str, tmp_path: Path
     (tmp_path / "schema.json").write_text(json.dumps({"schema": 99}))
     recipe = () if verb == "status" else SMOKE
     assert refusal(tmp_path, verb, *recipe, code=1) == (
-        "schema.json must have a version of at most 2 to be read here, got 99; upgrade the package dass"
+        "schema.json must have a version of at most 3 to be read here, got 99; upgrade the package dass"
     )
     (tmp_path / "schema.json").write_text(json.dumps({"schema": 1, "id_version": 7}))
     assert "id_version in schema.json must have a version of at most 1" in refusal(tmp_path, verb, *recipe, code=1)
@@ -169,7 +160,26 @@ def test_an_unknown_source_names_the_forms_and_the_nearest(new: Path, done: Path
         assert refusal(done, verb, *SMOKE, "--data", str(tmp_path)) == (
             f"{forms} '{tmp_path}'; did you mean imagefolder:{tmp_path}?"
         )
-    assert refusal(new, "data", "--recipe", "tiny10") == f"{forms} ''; give one of them with --data"
+    assert refusal(done, "report", "--recipe", "pretrained") == f"{forms} ''; give one of them with --data"
+
+
+def test_a_recipe_without_images_asks_for_them_in_the_way_of_the_verb(new: Path, tmp_path: Path) -> None:
+    target = write_images(tmp_path / "pets", {"cat": 6, "dog": 6})
+    for options in (("data",), ("report", "--data", target), ("evaluate", "--data", target)):
+        assert refusal(new, *options, "--recipe", "tiny10_32px") == (
+            "recipe tiny10_32px must know the images that its tasks are cut from, got none; give them with --data, or where "
+            "--data gives the target with --set data.source=SPEC, SPEC being digits, imagefolder:PATH, parquet:PATH or "
+            "torchvision:NAME:ROOT"
+        )
+
+
+def test_a_report_on_a_target_finds_the_tasks_of_the_collection_by_their_source(done: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('recipe = "smoke"\n[data]\nsource = ""\n')
+    target = write_images(tmp_path / "pets", {"cat": 6, "dog": 6})
+    report = ("report", "--dry-run", "--json", "--recipe", tmp_path / "mine.toml", "--data", target, "--store", done)
+    assert "must know the images that its tasks are cut from" in call(*report).error
+    found = call(*report, "--set", "data.source=digits")
+    assert found.code == 0, found.err
 
 
 def _nothing(root: Path) -> None:
@@ -394,11 +404,38 @@ def test_without_classes_kept_aside_a_target_must_be_given(done: Path) -> None:
         )
 
 
-def test_an_output_that_cannot_be_written_is_refused_before_anything_is_trained(done: Path, tmp_path: Path) -> None:
-    for output in (tmp_path / "absent" / "student.safetensors", tmp_path):
-        assert refusal(done, "distil", *SMOKE, "--output", output) == (
-            f"--output must be a file in a folder that exists, got {output}; correct the path"
-        )
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+@pytest.mark.parametrize("verb", ["teachers", "collect", "quickstart", "search", "distil"])
+def test_lanes_that_ask_for_gpus_are_refused_where_there_are_none(
+    verb: str, dry: tuple[str, ...], new: Path, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if (verb, dry) == ("collect", ("--dry-run",)):
+        pytest.skip("it quotes for other machines too")
+    gpus = ("--set", "lanes.gpus=1")
+    told = "lanes.gpus must be 0 on a machine without CUDA devices, got 1; set lanes.gpus=0"
+    if verb in ("search", "distil"):
+        lacking = "teacher.epochs=2" if verb == "search" else "final.epochs=2"
+        assert refusal(done, verb, *SMOKE, *gpus, "--set", lacking, *dry) == told
+    else:
+        answer = call(verb, *SMOKE, *gpus, *dry, "--store", new)
+        assert (answer.code, answer.err) == (2, f"error: {told}\n")  # no image was read
+        assert not new.exists()
+    if verb != "quickstart":
+        assert call(verb, *SMOKE, *gpus, "--dry-run", "--store", done).code == 0  # all is trained already
+        monkeypatch.setenv("RAY_ADDRESS", "there:6379")  # a cluster may have what this machine has not
+        assert call(verb, *SMOKE, *gpus, "--dry-run", "--store", new if verb == "teachers" else done).code == 0
+
+
+@pytest.mark.parametrize("name", ["RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"])
+def test_a_relative_store_is_refused_where_a_cluster_works(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "127.0.0.1:9")
+    answer = call("collect", *SMOKE, "--dry-run", "--store", "somewhere")
+    assert answer.code == 2
+    assert answer.error == (
+        "error: --store must be s3://BUCKET/PREFIX or the absolute path of a folder that all machines share where work is done "
+        "on a cluster (RAY_ADDRESS), got 'somewhere'; give one of these"
+    )
 
 
 def test_a_final_that_was_collected_without_weights_is_refused_before_anything_is_trained(

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dass.networks import build
+from dass.precision import rounding
 from dass.records import Student
 from dass.spaces import get_space
 from dass.tensors import unpack_tensors
@@ -308,7 +309,8 @@ def test_a_process_without_a_gpu_computes_on_its_cpu(tmp_path: Path, monkeypatch
 
 
 def test_verbs_compute_in_full_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    monkeypatch.setattr("jobs.data.run", lambda _: {"tf32": torch.backends.cudnn.allow_tf32})
-    assert document(call("data", *SMOKE, "--json", "--store", tmp_path / "store"))["tf32"] is False
-    assert torch.backends.cudnn.allow_tf32 is True
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # missing in its stubs
+    monkeypatch.setattr("jobs.data.run", lambda _: {"mode": convolutions.fp32_precision})
+    with rounding("tf32", torch.device("cpu")):
+        assert document(call("data", *SMOKE, "--json", "--store", tmp_path / "store"))["mode"] == "ieee"
+        assert convolutions.fp32_precision == "tf32"

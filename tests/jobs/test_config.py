@@ -187,6 +187,11 @@ def test_an_unknown_key_names_its_neighbours(setting: str, hint: str) -> None:
         ("distil.seeds=[1, 1]", "distil.seeds must be distinct and at least one, got (1, 1)"),
         ("collect.target_repeats=99", "collect.target_repeats must be between 0 and collect.target_students="),
         ("lanes.num=0", "lanes.num must be >= 1, got 0"),
+        ("lanes.gpus=2", "lanes.gpus must be between 0 and 1, as a lane uses one device, got 2; set lanes.gpus=1"),
+        (
+            "lanes.gpus=-0.5",
+            "lanes.gpus must be between 0 and 1, as a lane uses one device, got -0.5; set lanes.gpus=1",
+        ),
         ("meta.episodes=0", "meta.episodes must be >= 1, got 0"),
         ("search.max_macs_ratio=2", "search.max_macs_ratio must be in (0, 1], got 2.0"),
         ("space=paper6", "space must be one of paper5, paper, released, paper5_w8, smoke, got 'paper6'"),

@@ -127,5 +127,6 @@ def test_with_images_of_ones_own_it_is_the_recipe_for_them(tmp_path: Path) -> No
     assert config == with_settings(
         get_recipe("pretrained"), ["search.max_params=9", f"data.source=imagefolder:{tmp_path}"]
     )
-    assert configured(DEFAULT, None).name == "quickstart"
+    assert configured(DEFAULT, [f"data.source=imagefolder:{tmp_path}", "search.max_params=9"]) == config
+    assert configured(DEFAULT, None).name == configured(DEFAULT, None, "digits").name == "quickstart"
     assert configured("tiny10", None, "digits").name == "tiny10"

@@ -17,7 +17,7 @@ from dass.records import Record
 from jobs import collect
 from jobs.prices import CPU_CORE, EXAMPLES, PriceConfig
 from tests.jobs.command import call, tree
-from tests.jobs.prepared import open_smoke
+from tests.jobs.prepared import final_plan, open_smoke
 
 SMOKE = ("--recipe", "smoke")
 
@@ -149,9 +149,25 @@ def test_a_budget_that_is_used_up_starts_nothing_and_exits_with_3(setting: str, 
     before = tree(store)
     answer = call("collect", *SMOKE, "--store", store, "--set", setting)
     assert answer.code == 3
-    assert answer.error.startswith(f"error: a collection must stay within {limit}")
+    assert answer.error.startswith(f"error: training must stay within {limit}")
     assert "with 1 of 15 runs left; raise the limit and submit the same job again" in answer.error
     assert tree(store) == before
+
+
+@pytest.mark.parametrize("verb", ["teachers", "search", "distil"])
+def test_a_budget_holds_for_every_verb_that_trains(verb: str, store: Path) -> None:
+    job = open_smoke(store)
+    plan = final_plan(job) if verb == "distil" else collect.plan(job, job.tasks())
+    target = job.tasks().target
+    assert target is not None
+    is_lost = {"teachers": True, "search": True, "distil": False}[verb]
+    left = next(run.id for run in plan.runs if (run.teacher is None) is is_lost and run.task == target.id)
+    job.store.delete(f"records/loose/{left[:2]}/{left}.json")
+    before = tree(store / "records")
+    answer = call(verb, *SMOKE, "--store", store, "--set", "collect.max_device_hours=0.001")
+    assert answer.code == 3
+    assert answer.error.startswith("error: training must stay within collect.max_device_hours=0.001, got 0.0")
+    assert tree(store / "records") == before
 
 
 def test_a_budget_is_no_hindrance_when_nothing_is_left(store: Path) -> None:

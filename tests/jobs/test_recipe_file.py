@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from dass.errors import ConfigError
+from jobs.__main__ import configured
 from jobs.recipe_file import from_toml
 from jobs.recipes import get_recipe
 
@@ -27,6 +28,32 @@ def test_a_toml_file_starts_from_the_recipe_that_it_names(tmp_path: Path) -> Non
     )
     assert from_toml(path, get_recipe) == expected
     assert from_toml(write(tmp_path / "empty.toml", ""), get_recipe) == get_recipe("quickstart")
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "source", "name"),
+    [
+        ("", [], None, "quickstart"),
+        ("", [], "digits", "quickstart"),
+        ("", [], "imagefolder:photos", "pretrained"),
+        ("", ["data.source=imagefolder:photos"], None, "pretrained"),
+        ("[data]\nsource = 'imagefolder:photos'", [], None, "pretrained"),
+        ("[data]\nsource = 'imagefolder:photos'", [], "digits", "quickstart"),
+        ("recipe = 'smoke'\n[data]\nsource = 'imagefolder:photos'", [], "imagefolder:photos", "smoke"),
+    ],
+)
+def test_a_toml_file_without_a_recipe_starts_from_the_one_for_its_images(
+    text: str, settings: list[str], source: str | None, name: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "mine.toml", f"space = 'paper'\n{text}" if "recipe" not in text else text)
+    found = configured(str(path), settings, source)
+    assert (found.name, found.data.valid_fraction) == (name, get_recipe(name).data.valid_fraction)
+
+
+def test_a_wrong_key_of_a_file_with_its_own_images_is_found_in_its_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.toml", "[student]\nepochs = 0\n[data]\nsource = 'imagefolder:photos'\n")
+    with pytest.raises(ConfigError, match=r"mine\.toml, line 2: student\.epochs must be >= 1, got 0"):
+        from_toml(path, get_recipe)
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_a_driver_tells_bad_input_by_its_code(cluster: LocalCluster, tmp_path: P
     assert "did you mean smoke?" in wrong_recipe.stdout + wrong_recipe.stderr
     lost_store = cluster.call("submit", "collect", "--recipe", "smoke", "--store", "somewhere")
     assert lost_store.returncode == 2
-    assert "absolute path of a folder that all its machines share" in lost_store.stdout + lost_store.stderr
+    assert "absolute path of a folder that all machines share" in lost_store.stdout + lost_store.stderr
 
 
 @pytest.mark.parametrize("command", ["quickstart", "meta-train --tune 2", "search --workers 1"])
