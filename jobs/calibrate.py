@@ -53,7 +53,8 @@ def run(job: Job) -> dict[str, Any]:
         done += predict(training.best(), fold)
         _keep(job, predictor, done)
         remove_checkpoints(job.store, key)
-    calibration = calibrate(done, label_noise_pct=label_noise_pct(_repeats(job)))
+    noise, sampler = label_noise_pct(_repeats(job)), job.config.collect.sampler
+    calibration = calibrate(done, label_noise_pct=noise, sampler=sampler)
     _keep(job, predictor, done, calibration)
     return _told(job, calibration, _mean_spearman(done))
 

@@ -34,6 +34,7 @@ from dass.errors import ConfigError, DataError
 from dass.meta.held_out import HeldOut
 from dass.meta.novelty import TeacherSketch
 from dass.seeding import generator
+from dass.spaces.space import Sampler
 
 Unit = Literal["points", "spread"]
 
@@ -102,6 +103,7 @@ class Calibration:
     pair_log_loss: of the pairs of each group by the word of the others, nats; ln 2 = 0.693 is what guessing has.
     label_noise_pct: standard deviation of a student's accuracy from run to run; None where unknown. Without it a single
     run counts as the truth, so that probabilities are of what one run shows and are nearer to 1/2.
+    sampler: how the tasks' students were drawn; those that tell a new task's spread are drawn alike.
 
     Raises:
         DataError: there are fewer than two groups, a task is there twice, or a value is not finite or out of range.
@@ -112,6 +114,7 @@ class Calibration:
     temperature: float
     pair_log_loss: float
     label_noise_pct: float | None = None
+    sampler: Sampler = "uniform"
 
     def __post_init__(self) -> None:
         if len(self.groups) < 2 or len({task.name for task in self.tasks}) < len(self.tasks):
@@ -125,6 +128,11 @@ class Calibration:
             raise DataError(
                 f"a calibration must have a unit of {get_args(Unit)}, a finite temperature > 0 and label noise >= 0, got "
                 f"{self.unit!r}, {self.temperature}, {self.label_noise_pct}; calibrate again"
+            )
+        if self.sampler not in get_args(Sampler):
+            raise DataError(
+                f"a calibration's sampler must be one of {', '.join(get_args(Sampler))}, got {self.sampler!r:.80}; calibrate "
+                "again"
             )
 
     @property
@@ -234,15 +242,18 @@ class Calibration:
         return (likely * chance).sum(-1)
 
 
-def calibrate(held_out: Sequence[HeldOut], *, label_noise_pct: float | None = None) -> Calibration:
+def calibrate(
+    held_out: Sequence[HeldOut], *, label_noise_pct: float | None = None, sampler: Sampler = "uniform"
+) -> Calibration:
     """The calibration by what was found on held-out tasks.
 
-    label_noise_pct: standard deviation of a student's accuracy from run to run, points, where it was measured.
+    label_noise_pct: standard deviation of a student's accuracy from run to run, points, where it was measured. sampler:
+    how the tasks' students were drawn.
 
     Raises:
         DataError: there are fewer than two groups, a task has fewer than MIN_STUDENTS students, or the noise is negative.
     """
-    plain = Calibration(tuple(map(_evidence, held_out)), "points", 1.0, 0.0, label_noise_pct)
+    plain = Calibration(tuple(map(_evidence, held_out)), "points", 1.0, 0.0, label_noise_pct, sampler)
     points, spread = _losses(plain.tasks, [_pairs(found) for found in held_out])
     unit: Unit = "spread" if spread.min() < points.min() - _CLEARLY else "points"
     losses = spread if unit == "spread" else points

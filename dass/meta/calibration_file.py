@@ -8,7 +8,7 @@ from dass.errors import DataError, SchemaTooNewError, StoreError
 from dass.meta.calibration import Calibration, TaskEvidence
 from dass.meta.novelty import TeacherSketch
 
-CALIBRATION_VERSION = 1
+CALIBRATION_VERSION = 2  # version 1 knew no sampler
 
 
 def to_document(calibration: Calibration) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def advise(
     scores_pct = torch.tensor(scores)
     if calibration is None or len(calibration.groups) < MIN_GROUPS or int(scores_pct.isfinite().sum()) < 2:
         return None
-    drawn = space.sample(min(_DRAWN, space.size), generator("spread", 0))
+    drawn = space.sample(min(_DRAWN, space.size), generator("spread", 0), calibration.sampler)
     known = scorer.score(drawn)
     if len(known := known[known.isfinite()]) < 2 or not (spread_pct := float(known.std())) > 0:
         return None

@@ -301,6 +301,8 @@ DAMAGES: dict[str, Callable[[Any], Any]] = {
     "an unknown field of a teacher": set_in("tasks", 0, "teacher", "more", to=1.0),
     "an unknown unit": set_in("unit", to="metres"),
     "a unit that is a list": set_in("unit", to=["points"]),
+    "an unknown sampler": set_in("sampler", to="best"),
+    "a sampler that is a list": set_in("sampler", to=["uniform"]),
     "not finite": set_in("temperature", to=math.nan),
     "no temperature": set_in("temperature", to=0.0),
     "an error that is not finite": set_in("tasks", 1, "errors_pct", 0, to=math.inf),
@@ -337,6 +339,11 @@ class TestDocuments:
         damage(document)
         with pytest.raises(StoreError, match="expected a complete calibration"):
             from_document(document)
+
+    def test_one_of_version_1_was_of_uniform_students(self) -> None:
+        document = {**to_document(dataclasses.replace(self.CALIBRATION, sampler="macs_stratified")), "version": 1}
+        assert document.pop("sampler") == "macs_stratified"
+        assert from_document(document) == self.CALIBRATION
 
     def test_one_of_a_newer_version_is_told_apart(self) -> None:
         document = {**to_document(self.CALIBRATION), "version": CALIBRATION_VERSION + 1}

@@ -12,7 +12,7 @@ from dass.meta.held_out import HeldOut
 from dass.meta.novelty import Novelty, sketch
 from dass.records import Student
 from dass.search.advice import Advice, advise
-from dass.search.confidence import HeadConfidence, PilotPlan, pilot_runs
+from dass.search.confidence import HeadConfidence, PilotPlan, head_confidence, pilot_runs
 from dass.search.select import PredictorScorer, make_scorer
 from dass.seeding import generator
 from tests.dass.meta.test_features import NUM_CLASSES, SPACE
@@ -131,6 +131,11 @@ def test_the_advice_on_a_ranking_knows_its_task_and_teacher() -> None:
     assert 0.5 < found.head.beats_runner_up < 1
     assert found.pilots == pilot_runs(calibration, least=2)
     assert advise(calibration, scorer, SPACE, TEACHER, NUM_CLASSES, scores[1:3]) is None
+    stratified = replace(calibration, sampler="macs_stratified")
+    drawn = SPACE.sample(min(200, SPACE.size), generator("spread", 0), "macs_stratified")
+    told = advise(stratified, scorer, SPACE, TEACHER, NUM_CLASSES, scores)
+    assert told is not None
+    assert told.head == head_confidence(stratified, torch.tensor(scores), spread_pct=float(scorer.score(drawn).std()))
     for score in (math.nan, 50.0):  # as where a predictor's last layer is saturated
         alike = Mute(scorer, score)
         assert advise(calibration, alike, SPACE, TEACHER, NUM_CLASSES, scores) is None
