@@ -18,9 +18,11 @@ test: check
 test-ceph: $(READY)
 	$(BIN)/python -m pytest -n 0 -m ceph tests/cluster
 
-# Faults at random moments into real collections; an hour and more, appended to tests/chaos/results.json. It needs root on
-# Debian for a real store and a disk of its own; python -m tests.chaos inject --help tells how to strike less.
+# Schedules in virtual time, then faults at random moments into real collections; an hour and more, appended to
+# tests/chaos/results.json. It needs root on Debian for a real store and a disk of its own; python -m tests.chaos inject
+# --help tells how to strike less.
 chaos: $(READY)
+	$(BIN)/python -m tests.chaos simulate --schedules 10000 --seed $$(date +%s) --workers 2
 	$(BIN)/python -m tests.chaos inject --seed $$(date +%s)
 
 # Speed, measured side by side on this machine; python -m tests.benchmarks NAME --help tells the options of each.
