@@ -103,7 +103,7 @@ class Pretrained:
         The ranking is that of the verb `search` under the same settings, on a CPU to the last bit.
 
         Args:
-            images: a source as the verbs take it, such as `imagefolder:photos`; the path of a folder or of a Parquet
+            images: a source as the verbs take it, such as `imagefolder:photos`; the `Path` of a folder or of a Parquet
                 file; or tensors (images, labels) or (images, labels, class names), see `pack_arrays`.
             teacher: of the largest architecture of the space and of the classes of the images: a safetensors file, a
                 state dict, a module, or a `Teacher` with its accuracy on valid; None: one is trained here.
@@ -197,9 +197,7 @@ class Pretrained:
 def _spec_of(images: str | Path) -> str:
     """A source as `read_source` takes it."""
     if isinstance(images, str):
-        if not Path(images).exists():
-            return images
-        images = Path(images)
+        return images
     return f"{'parquet' if images.suffix.lower() == '.parquet' else 'imagefolder'}:{images}"
 
 
