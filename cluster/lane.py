@@ -9,6 +9,7 @@ memory goes on from its checkpoints in halves, under the same lease.
 
 import gc
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -153,7 +154,7 @@ class Lane:
         while stays or time.monotonic() - busy_at < self._job.settings.idle_s:
             if self._is_preempted():
                 return "the machine is about to go"
-            reply = ray.get(self._queue.lease.remote(self._name, self._last.size))
+            reply = ray.get(self._queue.lease.remote(self._name, self._last.size, uuid.uuid4().hex))
             if reply.state is LeaseState.EMPTY:
                 return "nothing is left"
             if reply.state is LeaseState.WAIT:

@@ -143,6 +143,7 @@ class LeaseQueue:
         self._failures: dict[str, Counter[FailureKind]] = defaultdict(Counter)
         self._leases: dict[Token, _Held] = {}
         self._owner: dict[str, Token] = {}
+        self._granted: dict[str, tuple[str, Lease]] = {}  # by lane its last request that had a lease, and that lease
         self._teachers: set[str] = set()  # the runs that others wait for
         self._startable: Startable | None = None  # of the free runs; None: to be worked out anew
         self._outlook: Outlook | None = None  # None: to be worked out anew
@@ -165,9 +166,16 @@ class LeaseQueue:
             if run.id not in self._recorded:
                 self._open.setdefault(run.id, self._runs[run.id])
 
-    def lease(self, lane: str, max_runs: int, now: float) -> LeaseReply:
-        """Give `lane` the next cohort of at most `max_runs` runs: what most runs wait for first, then the longest."""
+    def lease(self, lane: str, max_runs: int, now: float, request: str = "") -> LeaseReply:
+        """Give `lane` the next cohort of at most `max_runs` runs: what most runs wait for first, then the longest.
+
+        request: the name of this call alone. Repeated, because its answer was lost, it has the same answer: else nobody
+        would know of the first lease, and its runs would be charged with a lane that was lost.
+        """
         self.expire(now)
+        earlier, lease = self._granted.get(lane, ("", None))
+        if lease is not None and request == earlier != "" and lease.token in self._leases:
+            return LeaseReply(LeaseState.GRANTED, lease)
         self._cohort_size = max_runs
         startable = self._free()
         if startable and now >= self._grace_until:
@@ -176,7 +184,9 @@ class LeaseQueue:
             token = Token(self.incarnation, self._num_leases)
             self._hold(lane, token, (run.id for run in cohort), now)
             saved = {run.id: self._saved[run.id] for run in cohort if run.id in self._saved}
-            return LeaseReply(LeaseState.GRANTED, Lease(token, cohort, saved, self._lease_s))
+            lease = Lease(token, cohort, saved, self._lease_s)
+            self._granted[lane] = (request, lease)
+            return LeaseReply(LeaseState.GRANTED, lease)
         return LeaseReply(LeaseState.WAIT if startable or self._leases else LeaseState.EMPTY)
 
     def heartbeat(self, lane: str, token: Token, now: float, saved: Mapping[str, Hashable] | None = None) -> bool:

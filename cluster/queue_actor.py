@@ -42,9 +42,9 @@ class QueueActor:
         )
         self._meter = QueueMeter(store, self._queue.incarnation, len(runs))
 
-    def lease(self, lane: str, max_runs: int) -> LeaseReply:
+    def lease(self, lane: str, max_runs: int, request: str = "") -> LeaseReply:
         """See LeaseQueue."""
-        return self._meter.granted(lane, self._queue.lease(lane, max_runs, self._now()))
+        return self._meter.granted(lane, self._queue.lease(lane, max_runs, self._now(), request))
 
     def heartbeat(self, lane: str, token: Token, saved: Mapping[str, Hashable] | None = None) -> bool:
         """See LeaseQueue."""

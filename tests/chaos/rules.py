@@ -193,6 +193,7 @@ class QueueRules:
         self._grace_s = grace_s
         self._recorded_before = set(rules.winners)
         self._leases: dict[Token, _Held] = {}
+        self._asked: dict[tuple[str, str], Token] = {}  # by process and request
         self._told: set[str] = set()
         self._given_up: set[str] = set()
         self._grace_until = -math.inf
@@ -251,12 +252,17 @@ class QueueRules:
         self._stats(caller, self._queue.stats())
         self._rules.trap(caller, f"call {method} done")
 
-    def _lease(self, caller: str, reply: LeaseReply, lane: str, max_runs: int) -> None:
+    def _lease(self, caller: str, reply: LeaseReply, lane: str, max_runs: int, request: str) -> None:
         if reply.lease is None:
             if reply.state is LeaseState.EMPTY:
                 self._expect(not self._leases, "nothing is said to be left while lanes hold runs")
             return
         run_ids = {run.id for run in reply.lease.runs}
+        if (token := self._asked.get((caller, request))) in self._leases:
+            is_same = reply.lease.token == token and run_ids == self._leases[token].run_ids
+            self._expect(is_same, "a call that is repeated has another lease")
+            return
+        self._asked[caller, request] = reply.lease.token
         self._expect(self._clock() >= self._grace_until, "a lease is granted in the time of grace")
         self._expect(1 <= len(run_ids) <= max_runs, f"a lease holds {len(run_ids)} runs of {max_runs}")
         self._expect(run_ids <= self._planned, "a run is leased that nobody planned")

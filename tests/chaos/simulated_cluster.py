@@ -7,6 +7,7 @@ does with Ray itself is mirrored: `Submission` is run_plan with its queue and it
 again until it has failed too often.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -90,7 +91,7 @@ class Cluster:
     def patched(self) -> "Iterator[Cluster]":
         """The modules of the cluster layer in the simulator, for the time of a `with` block."""
         world = self.world
-        time = SimulatedTime(world)
+        time, numbers = SimulatedTime(world), itertools.count()
         changes: list[tuple[Any, dict[str, Any]]] = [
             (
                 cluster.lane,
@@ -104,6 +105,7 @@ class Cluster:
                     "MemoryMeter": lambda *_: SimpleNamespace(read=lambda: MemoryUse(0, 0, math.inf)),
                     "keep_freed_memory": lambda: None,
                     "gc": SimpleNamespace(collect=lambda: None),
+                    "uuid": SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=str(next(numbers)))),
                     "WAIT_S": WAIT_S,
                     "device_name": str,
                 },

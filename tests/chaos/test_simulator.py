@@ -96,8 +96,8 @@ def what_is_leased_is_leased_again(patch: pytest.MonkeyPatch) -> None:
 def nothing_is_left_when_nothing_is_free(patch: pytest.MonkeyPatch) -> None:
     lease = LeaseQueue.lease
 
-    def lease_or_end(queue: LeaseQueue, lane: str, max_runs: int, now: float) -> LeaseReply:
-        reply = lease(queue, lane, max_runs, now)
+    def lease_or_end(queue: LeaseQueue, lane: str, max_runs: int, now: float, request: str = "") -> LeaseReply:
+        reply = lease(queue, lane, max_runs, now, request)
         return reply if reply.lease else LeaseReply(LeaseState.EMPTY)
 
     patch.setattr(LeaseQueue, "lease", lease_or_end)

@@ -61,6 +61,22 @@ def test_lanes_share_the_runs_between_them() -> None:
     assert queue.stats() == QueueStats(4, 0, 4, 0, 0, {})
 
 
+def test_a_call_that_is_repeated_has_the_same_lease_while_it_is_held() -> None:
+    """Its answer was lost: a second lease would leave the first one to nobody, whose runs would be charged for that."""
+    queue = new_queue()
+    first = queue.lease("a", 2, 0.0, "call 1")
+    assert queue.lease("a", 2, 1.0, "call 1") == first
+    assert queue.stats().running == 2
+    others = [queue.lease("b", 1, 1.0, "call 1").lease, queue.lease("a", 1, 2.0, "call 2").lease]
+    assert first.lease is not None
+    assert [ids(each.runs) for each in (first.lease, *filter(None, others))] == [
+        ids(RUNS[:2]),
+        [RUNS[2].id],
+        [RUNS[3].id],
+    ]
+    assert queue.lease("a", 2, 100.0, "call 2").lease not in others  # it has expired, so its runs are anybody's
+
+
 def test_runs_with_a_record_are_never_leased() -> None:
     queue = LeaseQueue(RUNS, set(ids(RUNS[:3])), 1)
     assert granted(queue).runs == (RUNS[3],)
