@@ -88,6 +88,8 @@ class _Held:
     lane: str
     expires: float
     run_ids: set[str] = field(default_factory=set)
+    request: str = ""  # what it was granted to; empty where that is not known
+    lease: Lease | None = None  # as it was granted
 
 
 class LeaseQueue:
@@ -143,7 +145,6 @@ class LeaseQueue:
         self._failures: dict[str, Counter[FailureKind]] = defaultdict(Counter)
         self._leases: dict[Token, _Held] = {}
         self._owner: dict[str, Token] = {}
-        self._granted: dict[str, tuple[str, Lease]] = {}  # by lane its last request that had a lease, and that lease
         self._teachers: set[str] = set()  # the runs that others wait for
         self._startable: Startable | None = None  # of the free runs; None: to be worked out anew
         self._outlook: Outlook | None = None  # None: to be worked out anew
@@ -173,9 +174,9 @@ class LeaseQueue:
         would know of the first lease, and its runs would be charged with a lane that was lost.
         """
         self.expire(now)
-        earlier, lease = self._granted.get(lane, ("", None))
-        if lease is not None and request == earlier != "" and lease.token in self._leases:
-            return LeaseReply(LeaseState.GRANTED, lease)
+        for held in self._leases.values():
+            if request and (held.lane, held.request) == (lane, request):
+                return LeaseReply(LeaseState.GRANTED, held.lease)
         self._cohort_size = max_runs
         startable = self._free()
         if startable and now >= self._grace_until:
@@ -185,7 +186,7 @@ class LeaseQueue:
             self._hold(lane, token, (run.id for run in cohort), now)
             saved = {run.id: self._saved[run.id] for run in cohort if run.id in self._saved}
             lease = Lease(token, cohort, saved, self._lease_s)
-            self._granted[lane] = (request, lease)
+            self._leases[token].request, self._leases[token].lease = request, lease
             return LeaseReply(LeaseState.GRANTED, lease)
         return LeaseReply(LeaseState.WAIT if startable or self._leases else LeaseState.EMPTY)
 

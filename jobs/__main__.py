@@ -12,7 +12,7 @@ import typer
 from dass.errors import BudgetSpentError, DassError, InputError
 from dass.precision import full_float32
 from jobs import recipes
-from jobs.config import Config, keys, parse_settings, source_in, with_settings, with_values
+from jobs.config import Config, keys, parse_settings, source_in, with_values
 from jobs.console import Console, shown
 from jobs.job import Job
 from jobs.options import (
@@ -59,12 +59,13 @@ def configured(recipe: str, settings: list[str] | None, source: str | None = Non
 
     The default recipe is cut to the measure of its digits: with images of one's own it is `pretrained`.
     """
-    given = source or source_in(parse_settings(settings or ()))
+    values = parse_settings(settings or ())
+    given = source or source_in(values)
     if recipe.endswith(".toml"):
         config = from_toml(Path(recipe), recipes.get_recipe, given)
     else:
         config = recipes.get_recipe(default_recipe(given, recipes.get_recipe) if recipe == DEFAULT else recipe)
-    config = with_settings(config, settings or ())
+    config = with_values(config, values, "--set")
     return config if source is None else with_values(config, {"data": {"source": source}}, "--data")
 
 
