@@ -16,6 +16,11 @@ from dass.seeding import generator
 TASK_ID_VERSION = 1
 TINY10_GROUPS = 5
 TINY10_DISJOINT_GROUPS = 10
+SMALL_TASKS = (
+    (4, 1.0),
+    (4, 0.4),
+    (2, 0.2),
+)  # of `tiny25`: one in so many classes of a group, and the share of their images
 
 
 def task_id(*parts: tuple[torch.Tensor, torch.Tensor]) -> str:
@@ -116,6 +121,48 @@ def tiny10_disjoint(pack: Pack, seed: int = 0) -> list[Task]:
     return tasks
 
 
+def tiny25(pack: Pack, seed: int = 0) -> list[Task]:
+    """The splits of `tiny10`, each two followed by three small tasks of the same group, as small as what users bring.
+
+    Of a group's classes, shuffled, the first quarter with all images, the second with 40 % of them, the others with 20 %;
+    each class is cut in halves to train and to validate on. With 200 classes of 250 images: 10 classes and 1,250 images
+    to train on, 10 and 500, 20 and 500. The five tasks of a group have images in common, and none with another group.
+
+    Raises:
+        DataError: as in `tiny10`, or a group has fewer than 8 classes, or a class too few images for both halves.
+    """
+    splits = tiny10(pack, seed)
+    least = 2 * max(part_of for part_of, _ in SMALL_TASKS)
+    if len(pack.class_names) < least * TINY10_GROUPS:
+        raise DataError(
+            f"tiny25 needs {least * TINY10_GROUPS} or more classes, got {len(pack.class_names)} in {pack.name}; "
+            "use a source with more of them, or data.split='tiny10'"
+        )
+    tasks = []
+    for index, group in enumerate(_consecutive_groups(pack, TINY10_GROUPS)):
+        tasks += splits[2 * index : 2 * index + 2]
+        rng = generator("tiny25", seed, index)
+        classes = [group[place] for place in torch.randperm(len(group), generator=rng).tolist()]
+        for number, (part_of, share) in enumerate(SMALL_TASKS):
+            chosen, classes = classes[: len(group) // part_of], classes[len(group) // part_of :]
+            name = f"tiny25-{len(SMALL_TASKS) * index + number}"
+            tasks.append(_small_task(pack, name, sorted(chosen), share, rng))
+    return tasks
+
+
+def _small_task(pack: Pack, name: str, group: Sequence[int], share: float, rng: torch.Generator) -> Task:
+    """A task of these classes that takes a share of each one's images, in halves; tested on all its test images."""
+    pool, test = _learnt_and_tested(pack, group)
+    first, second = [], []
+    for label in group:
+        own = pool[pack.labels[pool] == label]
+        half = round(len(own) * share / 2)
+        order = own[torch.randperm(len(own), generator=rng)]
+        first.append(order[:half])
+        second.append(order[half : 2 * half])
+    return _make_task(pack, name, group, torch.cat(first).sort().values, torch.cat(second).sort().values, test)
+
+
 def _class_split(pack: Pack, name: str, group: tuple[int, ...]) -> Task:
     num_classes = len(pack.class_names)
     if len(set(group)) != len(group) or not all(0 <= label < num_classes for label in group):
@@ -177,9 +224,9 @@ def _consecutive_groups(pack: Pack, num_groups: int) -> Iterator[range]:
     return (range(start, start + size) for start in range(0, num_classes, size))
 
 
-def _learnt_and_tested(pack: Pack, group: range) -> tuple[torch.Tensor, torch.Tensor]:
+def _learnt_and_tested(pack: Pack, group: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """The indices of the group's images that are not test, and of those that are."""
-    is_member = (pack.labels >= group.start) & (pack.labels < group.stop)
+    is_member = torch.isin(pack.labels, torch.tensor(group))
     is_test = pack.parts == Part.TEST
     return torch.nonzero(is_member & ~is_test).flatten(), torch.nonzero(is_member & is_test).flatten()
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from dass.data.pack import Pack
-from dass.data.splits import check_fractions, class_splits, tiny10, tiny10_disjoint, whole_task
+from dass.data.splits import check_fractions, class_splits, tiny10, tiny10_disjoint, tiny25, whole_task
 from dass.errors import ConfigError, DataError
 from dass.records import Task
 from dass.seeding import generator
@@ -21,11 +21,11 @@ class DataConfig:
         default="digits", metadata={"help": "digits, imagefolder:PATH, parquet:PATH or torchvision:NAME:ROOT"}
     )
     resolution: int = field(default=32, metadata={"help": "side of the square images in pixels, divisible by 8"})
-    split: Literal["classes", "tiny10", "tiny10_disjoint", "whole"] = field(
+    split: Literal["classes", "tiny10", "tiny10_disjoint", "tiny25", "whole"] = field(
         default="classes",
         metadata={
-            "help": "classes: tasks of a few classes each; tiny10: the paper's Tiny-ImageNet splits; whole: one target and no "
-            "meta-tasks"
+            "help": "classes: tasks of a few classes each; tiny10: the paper's Tiny-ImageNet splits; tiny25: and "
+            "small tasks of the same classes; whole: one target and no meta-tasks"
         },
     )
     classes_per_task: int = field(default=3, metadata={"help": "classes of a meta-training or meta-validation task"})
@@ -85,7 +85,9 @@ def make_tasks(pack: Pack, config: DataConfig) -> TaskSet:
         return _class_tasks(pack, config)
     if config.split == "whole":
         return TaskSet((), (), whole_task(pack, pack.name))
-    splits = (tiny10 if config.split == "tiny10" else tiny10_disjoint)(pack, seed=config.seed)
+    splits = {"tiny10": tiny10, "tiny10_disjoint": tiny10_disjoint, "tiny25": tiny25}[config.split](
+        pack, seed=config.seed
+    )
     num_train = len(splits) * 8 // 10  # the paper's 8 + 2
     if config.train_tasks > num_train or config.valid_tasks > len(splits) - num_train:
         raise DataError(

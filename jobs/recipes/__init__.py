@@ -7,7 +7,7 @@ from dass.errors import ConfigError
 from jobs.config import Config
 from jobs.recipes.digits import digits, quickstart, smoke
 from jobs.recipes.pretrained import pretrained
-from jobs.recipes.tiny_imagenet import tiny10, tiny10_32px
+from jobs.recipes.tiny_imagenet import tiny10, tiny10_32px, tiny25_32px
 
 RECIPES: Mapping[str, Callable[[], Config]] = {
     "quickstart": quickstart,
@@ -16,6 +16,7 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "smoke": smoke,
     "tiny10": tiny10,
     "tiny10_32px": tiny10_32px,
+    "tiny25_32px": tiny25_32px,
 }
 
 

@@ -59,3 +59,9 @@ def tiny10_32px() -> Config:
         collect=CollectConfig(students_per_task=30, target_students=30, target_repeats=10),
         evaluate=EvaluateConfig(short_epochs=1),
     )
+
+
+def tiny25_32px() -> Config:
+    """The same with fifteen small tasks beside the ten: few classes and few images, as the sets have that users bring."""
+    base = tiny10_32px()
+    return replace(base, name="tiny25_32px", data=replace(base.data, split="tiny25", train_tasks=20, valid_tasks=5))

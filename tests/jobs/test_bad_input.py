@@ -52,8 +52,8 @@ def test_an_unknown_option_is_refused(new: Path) -> None:
 
 def test_an_unknown_recipe_names_those_that_there_are(new: Path) -> None:
     assert refusal(new, "collect", "--recipe", "smoky") == (
-        "--recipe must be one of quickstart, pretrained, digits, smoke, tiny10, tiny10_32px or a file ending in .toml, got "
-        "'smoky'; did you mean smoke?"
+        "--recipe must be one of quickstart, pretrained, digits, smoke, tiny10, tiny10_32px, tiny25_32px or a file ending in "
+        ".toml, got 'smoky'; did you mean smoke?"
     )
 
 

@@ -16,17 +16,17 @@ from jobs.recipes import RECIPES, get_recipe
 from tests.dass.data.packs import make_pack
 
 ON_DIGITS = ("digits", "smoke")
-ON_TINY_IMAGENET = ("tiny10", "tiny10_32px")
+ON_TINY_IMAGENET = ("tiny10", "tiny10_32px", "tiny25_32px")
 PRETRAINED = ("quickstart", "pretrained")  # all images are one target, which the package's predictor ranks students for
 
 
 def tasks_of(config: Config, folder: Path) -> TaskSet:
-    """The recipe's tasks: of the digits, or of ten classes of noise in the place of Tiny-ImageNet's 200."""
+    """The recipe's tasks: of the digits, or of forty classes of noise in the place of Tiny-ImageNet's 200."""
     if config.data.split == "whole":
         config = with_settings(config, ["data.source=digits"])
     if config.data.source == "digits":
         return Job(config, FolderStore(folder), Console(is_json=True), dry_run=True).tasks()
-    return make_tasks(make_pack(10, 12, resolution=config.data.resolution), config.data)
+    return make_tasks(make_pack(40, 12, resolution=config.data.resolution), config.data)
 
 
 def plan_of(config: Config, folder: Path) -> tuple[TaskSet, list[str]]:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dass.data.pack import Pack, Part
-from dass.data.splits import assign_parts, class_splits, task_id, tiny10, tiny10_disjoint, whole_task
+from dass.data.splits import assign_parts, class_splits, task_id, tiny10, tiny10_disjoint, tiny25, whole_task
 from dass.errors import ConfigError, DataError
 from tests.dass.data.packs import golden_pack, make_pack
 
@@ -228,7 +228,40 @@ def test_tiny10_disjoint_shares_no_class_and_validates_on_a_tenth() -> None:
         assert len({*task.train, *task.valid, *task.test}) == 48
 
 
-@pytest.mark.parametrize(("split", "divisor"), [(tiny10, 5), (tiny10_disjoint, 10)])
+def test_tiny25_follows_each_two_splits_with_small_tasks_of_their_classes() -> None:
+    pack = make_pack(num_classes=40, per_class=60, parts=(TRAIN, TRAIN, TRAIN, VALID, VALID, TEST))
+    tasks = tiny25(pack, seed=3)
+    assert [task for task in tasks if task.name.startswith("tiny10-")] == tiny10(pack, seed=3)
+    assert len(tasks) == len({task.id for task in tasks}) == 25
+    for index in range(5):
+        first, second, *small = tasks[5 * index : 5 * index + 5]
+        assert [task.name for task in small] == [f"tiny25-{3 * index + number}" for number in range(3)]
+        assert sorted(label for task in small for label in task.source_labels) == list(first.source_labels)
+        assert first.source_labels == second.source_labels == tuple(range(8 * index, 8 * index + 8))
+        for task, num_classes, images in zip(small, (2, 2, 4), (25, 10, 5), strict=True):
+            assert len(task.source_labels) == num_classes
+            assert list(task.source_labels) == sorted(task.source_labels)
+            for part in (task.train, task.valid):
+                assert Counter(pack.labels[list(part)].tolist()) == dict.fromkeys(task.source_labels, images)
+            assert Counter(pack.labels[list(task.test)].tolist()) == dict.fromkeys(task.source_labels, 10)
+            assert {*task.train, *task.valid} <= {*first.train, *first.valid}
+            assert not {*task.train} & {*task.valid}
+
+
+def test_tiny25_follows_its_seed_in_classes_and_images() -> None:
+    pack = make_pack(num_classes=40, per_class=60)
+    assert tiny25(pack, seed=1) == tiny25(pack, seed=1)
+    a, b = (tiny25(pack, seed=seed) for seed in (1, 2))
+    assert all(one.id != other.id for one, other in zip(a, b, strict=True))
+    assert [task.source_labels for task in a] != [task.source_labels for task in b]
+
+
+def test_tiny25_refuses_groups_of_too_few_classes() -> None:
+    with pytest.raises(DataError, match="tiny25 needs 40 or more classes, got 20"):
+        tiny25(make_pack(num_classes=20, per_class=60))
+
+
+@pytest.mark.parametrize(("split", "divisor"), [(tiny10, 5), (tiny10_disjoint, 10), (tiny25, 5)])
 def test_classes_that_do_not_divide_are_an_error(split: object, divisor: int) -> None:
     assert callable(split)
     with pytest.raises(DataError, match=f"divisible by {divisor}, got 12"):

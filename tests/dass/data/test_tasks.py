@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dass.data.pack import Pack, Part
-from dass.data.splits import class_splits, tiny10, tiny10_disjoint
+from dass.data.splits import class_splits, tiny10, tiny10_disjoint, tiny25
 from dass.data.tasks import DataConfig, TaskSet, make_tasks
 from dass.errors import ConfigError, DataError
 from dass.records import Task
@@ -106,6 +106,13 @@ class TestTinySplits:
         tasks = make_tasks(pack, with_(split=split, target_classes=0, train_tasks=8, valid_tasks=2, seed=5))
         assert list(tasks.all) == cut(pack, seed=5)
         assert (len(tasks.train), len(tasks.valid), tasks.target) == (8, 2, None)
+        assert not classes(*tasks.train) & classes(*tasks.valid)
+
+    def test_the_last_five_of_25_choose_and_share_no_class_with_those_that_teach(self) -> None:
+        pack = make_pack(num_classes=40, per_class=60)
+        tasks = make_tasks(pack, with_(split="tiny25", target_classes=0, train_tasks=20, valid_tasks=5, seed=5))
+        assert list(tasks.all) == tiny25(pack, seed=5)
+        assert (len(tasks.train), len(tasks.valid), tasks.target) == (20, 5, None)
         assert not classes(*tasks.train) & classes(*tasks.valid)
 
     def test_a_target_must_be_brought(self) -> None:
