@@ -11,15 +11,17 @@ teacher, in eval mode. Every student is a slice of the teacher, so nothing is bu
 - wide convolutions on a CPU take Winograd's minimal filtering, exact to some 1e-6 of the largest output;
 - maps that pass from level to level lie in memory that is used again, since fresh pages are slow.
 
-The maps equal those of each student built, remapped and run alone, to float tolerance.
+The maps equal those of each student built, remapped and run alone, to float tolerance. The same way lead images of a task
+to what a classifier would see of them (`features`).
 
-Shape legend: n candidates, C channels, H = W = R/8 for resolution R; inside, maps are (nodes, H, W, C).
+Shape legend: n candidates, B images (1 for noise), C channels, H = W = R/8 for resolution R; inside, maps are
+(nodes, B, H, W, C).
 """
 
 import copy
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,10 +41,11 @@ from dass.threads import workers
 NOISE_SEED = 0
 _KEPT_NOISE = Path(__file__).with_name("noise.safetensors")
 CHUNK = 128  # students whose maps are computed together, by one thread
+IMAGES_CHUNK = 32  # the same where each looks at many images
 WIDE = 96 * 96  # channels in times channels out, from which Winograd's filtering is the faster one on a CPU
 
 MapPrecision = Literal["float32", "bfloat16"]
-Maps = dict[int, torch.Tensor]  # width -> maps (nodes, H, W, width)
+Maps = dict[int, torch.Tensor]  # width -> maps (nodes, B, H, W, width)
 Child = tuple[int, int, int, int]  # width and row of the parent, block of the teacher, width
 Site = tuple[int, int]  # where a node's map lies: (width, row in the maps of that width)
 
@@ -125,10 +128,10 @@ class _Scratch:
 class _Shelf:
     """The maps of one level by width, side by side in `room`, written as they come."""
 
-    def __init__(self, nums: Mapping[int, int], side: int, room: torch.Tensor) -> None:
-        sizes = [num * side * side * width for width, num in nums.items()]
+    def __init__(self, nums: Mapping[int, int], places: tuple[int, int, int], room: torch.Tensor) -> None:
+        sizes = [num * math.prod(places) * width for width, num in nums.items()]
         self.maps: Maps = {
-            width: flat.view(num, side, side, width)
+            width: flat.view(num, *places, width)
             for (width, num), flat in zip(nums.items(), torch.split(room, sizes), strict=True)
         }
         self._filled: Counter[int] = Counter()
@@ -141,12 +144,12 @@ class _Shelf:
 
 
 class Embedder:
-    """Maps of students remapped from one teacher, for one noise image.
+    """Maps of students remapped from one teacher, for one noise image, or for images of a task.
 
     Args:
         teacher_state: the teacher's state dict.
         teacher: the teacher's architecture.
-        noise: (1, 3, R, R), see `draw_noise`; its device is the device of the computation.
+        images: (B, 3, R, R), such as `draw_noise` gives; their device is the device of the computation.
         mode: how students are remapped; `scratch` has no teacher to slice and is refused.
         precision: `bfloat16` holds filters and maps with 7 bits; what that costs and brings, tests/benchmarks tells
             (`embed`). Maps come as float32 either way.
@@ -156,7 +159,7 @@ class Embedder:
         self,
         teacher_state: Mapping[str, torch.Tensor],
         teacher: Student,
-        noise: torch.Tensor,
+        images: torch.Tensor,
         mode: Init = "copy_paste_first",
         precision: MapPrecision = "float32",
     ) -> None:
@@ -164,7 +167,7 @@ class Embedder:
             raise ConfigError("maps need weights remapped from a teacher, got mode 'scratch'; use a copy_paste mode")
         self._teacher = teacher
         self._mode: Init = mode
-        state = {name: tensor.to(noise.device) for name, tensor in teacher_state.items()}
+        state = {name: tensor.to(images.device) for name, tensor in teacher_state.items()}
         dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self._filters = {
             (stage, block, conv): _Filter.fold(
@@ -176,7 +179,7 @@ class Embedder:
         }
         with torch.inference_mode():
             stem = _Filter.fold(state, "stem.conv", "stem.bn")
-            self._stem = stem(noise.permute(0, 2, 3, 1).contiguous()).relu_().to(dtype)
+            self._stem = stem(images.permute(0, 2, 3, 1).contiguous()).relu_().to(dtype)[None]
         self._idle: list[_Scratch] = []  # as many as chunks were computed at the same time
         self._pairs: dict[tuple[int, int, int, int], tuple[_Filter, _Filter]] = {}  # by stage, block, widths in and out
 
@@ -197,28 +200,47 @@ class Embedder:
         return {**vars(self), "_idle": [], "_pairs": {}}
 
     def maps(self, students: Sequence[Student], chunk: int = CHUNK) -> torch.Tensor:
-        """float32 (n, C, H, W) in the order of `students`; C is the width of the teacher's last block."""
+        """float32 (n, C, H, W) of the first image, in the order of `students`; C is the width of the teacher's last block."""
+        side = self._side(len(STRIDES) - 1)
+        maps = torch.empty(len(students), self._num_channels, side, side, device=self.device)
+        return self._fill(maps, students, chunk, lambda found: found[:, 0])
+
+    def features(self, students: Sequence[Student], chunk: int = IMAGES_CHUNK) -> torch.Tensor:
+        """float32 (n, B, C), the means of the maps over their places: what the classifier of each student sees of images."""
+        features = torch.empty(len(students), self._stem.shape[1], self._num_channels, device=self.device)
+        return self._fill(features, students, chunk, lambda found: found.mean(dim=(3, 4)))
+
+    def stream(self, students: Sequence[Student], chunk: int = CHUNK) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """`maps` in chunks that share prefixes, as (indices into `students`, maps); memory is that of one chunk."""
+        for indices in _cut(students, chunk):
+            yield indices, self._chunk([students[index] for index in indices])[:, 0]
+
+    def _fill(
+        self,
+        room: torch.Tensor,
+        students: Sequence[Student],
+        chunk: int,
+        read: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """`room`, a row for each student, filled with what `read` makes of the maps (n, B, C, H, W) of a chunk."""
         if not students:
             raise ValueError("maps need at least one student, got none")
-        side = self._side(len(STRIDES) - 1)
-        maps = torch.empty(len(students), self._teacher.widths[-1][-1], side, side, device=self.device)
 
         def fill(indices: list[int]) -> None:
-            maps[indices] = self._chunk([students[index] for index in indices])
+            room[indices] = read(self._chunk([students[index] for index in indices]))
 
         with workers(self._stem.device) as each:
             for _ in each(fill, _cut(students, chunk)):
                 pass
-        return maps
+        return room
 
-    def stream(self, students: Sequence[Student], chunk: int = CHUNK) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """The same in chunks that share prefixes, as (indices into `students`, maps); memory is that of one chunk."""
-        for indices in _cut(students, chunk):
-            yield indices, self._chunk([students[index] for index in indices])
+    @property
+    def _num_channels(self) -> int:
+        return self._teacher.widths[-1][-1]
 
     @torch.inference_mode()
     def _chunk(self, students: Sequence[Student]) -> torch.Tensor:
-        """Maps (n, C, H, W) of one chunk, stage by stage."""
+        """Maps (n, B, C, H, W) of one chunk, stage by stage."""
         entering = [student.widths[0][0] for student in students]
         sites: list[Site] = [(width, 0) for width in entering]
         maps = {width: self._stem[..., :width] for width in entering}
@@ -230,7 +252,7 @@ class Embedder:
             maps, sites = self._stage(stage, [student.widths[stage] for student in students], maps, sites, scratch)
         ((_, last),) = maps.items()
         rows = _index([row for _, row in sites], last)
-        found = last.permute(0, 3, 1, 2).index_select(0, rows).float()
+        found = last.permute(0, 1, 4, 2, 3).index_select(0, rows).float()
         self._idle.append(scratch)
         return found
 
@@ -281,8 +303,9 @@ class Embedder:
     def _block(self, stage: int, block: int, maps: torch.Tensor, stride: int, room: torch.Tensor) -> None:
         """The teacher's block, sliced to maps.shape[-1] -> room.shape[-1] channels, into `room`."""
         first, second = self._pair(stage, block, maps.shape[-1], room.shape[-1])
+        # the shortcut is without parameters: channels are cut off or missing, the places halved by their maximum
+        maps, room = maps.flatten(0, 1), room.flatten(0, 1)
         inner = second(first(maps, stride).relu_())
-        # the shortcut, without parameters: channels are cut off or missing, the places halved by their maximum
         kept = maps[..., : room.shape[-1]]
         if stride == 2:
             kept = F.max_pool2d(kept.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
@@ -304,11 +327,14 @@ class Embedder:
 
     def _shelf(self, stage: int, widths: Iterable[int], scratch: _Scratch, name: str) -> _Shelf:
         nums, side = Counter(widths), self._side(stage)
-        return _Shelf(nums, side, scratch.room(name, side * side * sum(width * num for width, num in nums.items())))
+        places = (int(self._stem.shape[1]), side, side)
+        return _Shelf(
+            nums, places, scratch.room(name, math.prod(places) * sum(width * num for width, num in nums.items()))
+        )
 
     def _side(self, stage: int) -> int:
         """Of a stage's maps."""
-        return int(self._stem.shape[1]) // math.prod(STRIDES[: stage + 1])
+        return int(self._stem.shape[2]) // math.prod(STRIDES[: stage + 1])
 
 
 def _rows(maps: torch.Tensor, rows: list[int]) -> torch.Tensor:

@@ -10,7 +10,6 @@ architecture vector.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -26,48 +25,20 @@ from dass.meta.layers import apply_linear, initialise, linear
 from dass.records import Init
 from dass.seeding import generator
 from dass.spaces import get_space
+from dass.units import Unit, to_percent, to_unit
 from dass.windows import all_windows, convolve
 
-InputSet = Literal["S", "A", "T", "R", "SA", "ST", "AT", "AR", "SAT", "SATR"]
-Encoding = Literal["slots", "stages"]
-Unit = Literal["percent", "task_free", "fraction", "teacher"]
+InputSet = Literal["S", "A", "T", "R", "E", "SA", "ST", "AT", "AR", "AE", "ARE", "SAT", "SATR"]
+Encoding = Literal["slots", "summary"]
 MapNorm = Literal["none", "layer"]
 
 MAP_CHANNELS = (128, 256)  # of the two convolutions of a map encoder, whatever the number of channels that enter
 METHOD = "dass"
 
-_UNITS: Mapping[str, tuple[float, float]] = {  # offset, scale
-    "percent": (0.0, 1.0),
-    "task_free": (50.0, 10.0),
-    "fraction": (0.0, 100.0),
-}
-_TENTHS = 10.0  # a tenth of the teacher's accuracy is 1 in the unit `teacher`
-_LEAST_TEACHER_PCT = 1.0  # a teacher below counts as one of this accuracy, or nothing could be divided by it
 NUM_RELATIONS = 3  # of a student's map to the teacher's
 _LEAST_NORM = 1e-6  # of a map, or its logarithm could be infinite
+_LEAST_EXPLAINED = 1e-3  # the same of what a student explains
 _MATCHED = ("space", "resolution", "noise_sha", "unit", "remap_mode")
-
-
-def to_unit(accuracy_pct: torch.Tensor, unit: Unit, teacher_pct: float) -> torch.Tensor:
-    """Percent in the predictor's unit; teacher_pct: the accuracy of the task's teacher.
-
-    percent: unchanged. task_free: minus 50 and divided by 10. fraction: 0..1. teacher: what is lost or won against the
-    teacher, in tenths of its accuracy, so that tasks of any level look alike, and every teacher is 0 (ours).
-    """
-    offset, scale = _offset_and_scale(unit, teacher_pct)
-    return (accuracy_pct - offset) / scale
-
-
-def to_percent(value: torch.Tensor, unit: Unit, teacher_pct: float) -> torch.Tensor:
-    """The inverse of `to_unit`."""
-    offset, scale = _offset_and_scale(unit, teacher_pct)
-    return value * scale + offset
-
-
-def _offset_and_scale(unit: Unit, teacher_pct: float) -> tuple[float, float]:
-    if unit == "teacher":
-        return teacher_pct, max(teacher_pct, _LEAST_TEACHER_PCT) / _TENTHS
-    return _UNITS[unit]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +46,9 @@ class PredictorSpec:
     """What a predictor is made for and how it adapts; it travels inside the predictor's file.
 
     space, resolution, noise_sha, remap_mode: the maps and encodings it has learned from; others mean nothing to it.
-    num_channels: C. arch_dim: D. inputs: which of student map (S), architecture (A), teacher map (T) and relations of the
-    two maps (R) it sees. encoding: of the architecture, `slots` as it comes or `stages` by `SearchSpace.summarise`.
+    num_channels: C. arch_dim: D. inputs: which of student map (S), architecture (A), teacher map (T), relations of the
+    two maps (R) and the share of the teacher's features that the student's explain (E, `dass.explained`) it sees. encoding:
+    of the architecture, `slots` as it comes or `summary` by `SearchSpace.summarise`.
     hidden_dim: width of the architecture embedding and of the fusion. unit: what the network itself puts out.
     inner_steps, guided, rate_init: the adaptation that was trained. map_norm: `layer` normalises each map as a whole.
     support_students: it adapts to so many measured students of the task; 0: to the teacher as if it were one.
@@ -128,29 +100,31 @@ class PredictorSpec:
 class Inputs(NamedTuple):
     """What the network sees of n students of one teacher: maps (n, C, h, w), arch (n, D), teacher_map (C, h, w).
 
-    Of what is not among its inputs it reads nothing.
+    explained: (n,), 1 for the teacher. Of what is not among its inputs it reads nothing.
     """
 
     maps: torch.Tensor
     arch: torch.Tensor
     teacher_map: torch.Tensor
+    explained: torch.Tensor | None = None
 
 
 class Prepared(NamedTuple):
     """The same as the first layers read it: windows (n, h', w', 9 C), arch (n, D), teacher (1, h', w', 9 C), relations.
 
-    arch: encoded, D the length of the encoding. relations: (n, NUM_RELATIONS), see `relate`. No weight has a part in it, so
-    that training makes it once. Windows and relations that are not read are empty.
+    arch: encoded, D the length of the encoding. relations: (n, NUM_RELATIONS), see `relate`. explained: (n, 1), logarithms.
+    No weight has a part in it, so that training makes it once. What is not read is empty.
     """
 
     windows: torch.Tensor
     arch: torch.Tensor
     teacher: torch.Tensor
     relations: torch.Tensor
+    explained: torch.Tensor
 
 
 class Predictor(nn.Module):
-    """The network: one encoder per input, concatenated in the order S, A, T, R, and a fusion with one hidden tanh layer.
+    """The network: one encoder per input, concatenated in the order S, A, T, R, E, and a fusion with one hidden tanh layer.
 
     Weights are drawn from PyTorch's default distributions with a generator of `seed`, on the CPU; the global random
     number generator is neither read nor moved. Nothing couples the students of a batch.
@@ -159,8 +133,9 @@ class Predictor(nn.Module):
     def __init__(self, spec: PredictorSpec, seed: int) -> None:
         super().__init__()
         self.spec = spec
-        widths = {"S": MAP_CHANNELS[-1], "A": spec.hidden_dim, "T": MAP_CHANNELS[-1], "R": spec.hidden_dim}
-        self._space = get_space(spec.space) if spec.encoding == "stages" else None
+        widths = {"S": MAP_CHANNELS[-1], "A": spec.hidden_dim, "T": MAP_CHANNELS[-1]}
+        widths |= {"R": spec.hidden_dim, "E": spec.hidden_dim}
+        self._space = None if spec.encoding == "slots" else get_space(spec.space)
         if "S" in spec.inputs:
             self.student_encoder = _map_encoder(spec.num_channels)
         if "A" in spec.inputs:
@@ -169,6 +144,8 @@ class Predictor(nn.Module):
             self.teacher_encoder = _map_encoder(spec.num_channels)
         if "R" in spec.inputs:
             self.relation_encoder = linear(NUM_RELATIONS, spec.hidden_dim)
+        if "E" in spec.inputs:
+            self.explained_encoder = linear(1, spec.hidden_dim)
         self.fusion = linear(sum(widths[name] for name in spec.inputs), spec.hidden_dim)
         self.head = linear(spec.hidden_dim, 1)
         initialise(self, generator("predictor", seed))
@@ -187,11 +164,31 @@ class Predictor(nn.Module):
             all_windows(self.normalise(maps)) if name in self.spec.inputs else inputs.arch.new_empty(0)
             for name, maps in given.items()
         ]
-        return Prepared(read[0], self.encode(inputs.arch), read[1], self.relate(inputs.maps, inputs.teacher_map))
+        relations = self.relate(inputs.maps, inputs.teacher_map)
+        return Prepared(
+            read[0], self.encode(inputs.arch), read[1], relations, self.compare(inputs.explained, inputs.arch)
+        )
 
     def encode(self, arch: torch.Tensor) -> torch.Tensor:
         """Architectures (n, D) as the spec's encoding has them."""
         return arch if self._space is None else self._space.summarise(arch)
+
+    def compare(self, explained: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+        """Logarithms (n, 1) of the shares of the teacher's features that students explain (n,), zero for the teacher.
+
+        Empty, as `like`, where they are not among the inputs.
+
+        Raises:
+            PredictorMismatchError: they are, and are not given.
+        """
+        if "E" not in self.spec.inputs:
+            return like.new_empty(len(like), 0)
+        if explained is None:
+            raise PredictorMismatchError(
+                "a predictor with input E compares what students and teacher see in images of the task, got none; give them, "
+                "or one meta-trained without E"
+            )
+        return explained.clamp_min(_LEAST_EXPLAINED).log()[:, None]
 
     def relate(self, maps: torch.Tensor, teacher_map: torch.Tensor) -> torch.Tensor:
         """How near maps (n, C, h, w) are to the teacher's (C, h, w): (n, NUM_RELATIONS), zero for the teacher itself (ours).
@@ -225,6 +222,8 @@ class Predictor(nn.Module):
             parts.append(encoded.expand(len(inputs.arch), -1))
         if "R" in self.spec.inputs:
             parts.append(apply_linear(params, "relation_encoder", inputs.relations))
+        if "E" in self.spec.inputs:
+            parts.append(apply_linear(params, "explained_encoder", inputs.explained))
         hidden = torch.tanh(apply_linear(params, "fusion", torch.cat(parts, dim=1)))
         return apply_linear(params, "head", hidden).squeeze(1)
 
@@ -263,15 +262,20 @@ class Adapted:
         """Whether it looks at its students' maps."""
         return not {"S", "R"}.isdisjoint(self.model.spec.inputs)
 
+    @property
+    def needs_explained(self) -> bool:
+        """Whether it asks what its students see of what the teacher sees."""
+        return "E" in self.model.spec.inputs
+
     def to(self, device: torch.device) -> "Adapted":
         """The same on this device."""
         params = {name: value.to(device) for name, value in self.params.items()}
         return Adapted(self.model, params, self.teacher_map.to(device), self.teacher_pct, self.num_skipped)
 
-    def score(self, maps: torch.Tensor, arch: torch.Tensor) -> torch.Tensor:
-        """Predicted accuracy after distillation, percent, float32 (n,), of maps (n, C, h, w) and arch (n, D)."""
+    def score(self, maps: torch.Tensor, arch: torch.Tensor, explained: torch.Tensor | None = None) -> torch.Tensor:
+        """Predicted accuracy after distillation, percent, float32 (n,); see `AdaptedMethod`."""
         with torch.no_grad():
-            inputs = self.model.prepare(Inputs(maps, arch, self.teacher_map))
+            inputs = self.model.prepare(Inputs(maps, arch, self.teacher_map, explained))
             return to_percent(self.model.call(self.params, inputs), self.model.spec.unit, self.teacher_pct)
 
 
@@ -297,6 +301,11 @@ class MetaPredictor:
         """Measured students that it adapts to; 0: to the teacher."""
         return self.spec.support_students
 
+    @property
+    def needs_explained(self) -> bool:
+        """Whether E is among its inputs."""
+        return "E" in self.spec.inputs
+
     def adapt(self, support: Support) -> Adapted:
         """Take the inner steps on the teacher, or on the measured students; on the device of the teacher's map.
 
@@ -308,7 +317,10 @@ class MetaPredictor:
         with torch.inference_mode(mode=False), torch.no_grad():
             examples = to_examples(support, self.spec.support_students)
             teacher_map = support.teacher_map.clone()
-            read = self.model.prepare(Inputs(examples.maps.to(device), examples.arch.to(device), teacher_map))
+            explained = None if examples.explained is None else examples.explained.to(device)
+            read = self.model.prepare(
+                Inputs(examples.maps.to(device), examples.arch.to(device), teacher_map, explained)
+            )
             targets = to_unit(examples.targets_pct.to(device), self.spec.unit, support.teacher_accuracy_pct)
             params = {name: value.detach().to(device) for name, value in self.model.named_parameters()}
             rates = {name: value.to(device) for name, value in self.rates.items()}
@@ -333,9 +345,9 @@ def to_examples(support: Support, num_students: int) -> Measured:
             "give it that many records of the task"
         )
     if support.students is not None:
-        return Measured(*(tensor.clone() for tensor in support.students))
+        return support.students.clone()
     target = torch.tensor([support.teacher_accuracy_pct])
-    return Measured(support.teacher_arch[None].clone(), support.teacher_map[None].clone(), target)
+    return Measured(support.teacher_arch[None].clone(), support.teacher_map[None].clone(), target, torch.ones(1))
 
 
 def save_predictor(model: Predictor, rates: Params, *, is_selected: bool = True) -> bytes:

@@ -189,14 +189,15 @@ class Evaluation:
         if known is not None:
             return lambda: self._stored(learned, target, known)
         teacher = load_teacher(self.job.database, target.teacher, target.task.id)
-        data = self._data(target.task) if method.needs_images else None
+        data = self._data(target.task) if method.needs_images or learned.needs_explained else None
 
         def adapt() -> Scorer:
             return make_scorer(
                 learned,
                 self.job.space,
                 teacher,
-                images=None if data is None else self._images(data),
+                images=self._images(data) if data is not None and method.needs_images else None,
+                data=data,
                 measured=target.shown[: learned.num_support],
                 device=self._device,
             )

@@ -12,9 +12,11 @@ from cluster.documents import get_latest, put_latest
 from cluster.features import get_features
 from cluster.teachers import load_teacher
 from cluster.weights import get_blob, put_blob
+from dass.data.batches import ResidentBatches
 from dass.data.tasks import TaskSet
 from dass.embed import Embedder, draw_noise, noise_sha
 from dass.errors import ConfigError, DataError, ObjectNotFoundError
+from dass.explained import TeacherView, images_of
 from dass.meta.episodes import MetaTask
 from dass.meta.features import FILE_VERSION, featurise
 from dass.meta.train import STATE_VERSION, MetaConfig, MetaProgress, MetaTraining
@@ -129,7 +131,7 @@ def check_recipe(config: Config) -> None:
     if config.data.split == "whole":
         raise ConfigError(
             f"meta-training needs meta-tasks, got recipe {config.name}, all whose images are one target (data.split=whole); name "
-            "a recipe that cuts tasks, such as --recipe tiny10_32px"
+            "a recipe that cuts tasks, such as --recipe tiny25_32px"
         )
 
 
@@ -199,7 +201,8 @@ def features_of(
         return replace(known, maps=known.maps.to(device))
     found = load_teacher(job.database, teacher_id, task.id)
     embedder = Embedder(found.state, found.student, draw_noise(task.resolution).to(device))
-    return featurise(task.name, job.space, found, records, embedder)
+    data = ResidentBatches.of(job.pack(task), task, embedder.device)
+    return featurise(task.name, job.space, found, records, embedder, view=TeacherView(found, images_of(data)))
 
 
 def features_key(job: Job, teacher: str, records: Sequence[Record]) -> str:

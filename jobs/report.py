@@ -10,6 +10,7 @@ from cluster.schema import build
 from cluster.teachers import load_teacher
 from cluster.weights import get_blob
 from dass.cost import count_macs, count_params
+from dass.data.batches import ResidentBatches
 from dass.data.tasks import TaskSet
 from dass.errors import ObjectNotFoundError
 from dass.predictor import load_predictor
@@ -136,7 +137,8 @@ def _predictions(
     if not students:
         return {}
     predictor = load_predictor(get_blob(job.store, found["predictor"]))
-    scorer = make_scorer(predictor, job.space, load_teacher(job.database, found["teacher"], task.id))
+    data = ResidentBatches.of(job.pack(task), task) if predictor.needs_explained else None
+    scorer = make_scorer(predictor, job.space, load_teacher(job.database, found["teacher"], task.id), data=data)
     return dict(zip(students, scorer.score(students).tolist(), strict=True))
 
 

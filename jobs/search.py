@@ -11,6 +11,7 @@ from cluster.documents import put_latest
 from cluster.runtime import check_gpus, check_workers, preflight, session
 from cluster.teachers import put_own_teacher
 from cluster.weights import put_blob
+from dass.data.batches import ResidentBatches
 from dass.kd.teacher import Teacher
 from dass.meta.method import epochs_of
 from dass.records import Task, content_id
@@ -53,7 +54,8 @@ def run(job: Job, source: str | None = None, teacher_file: Path | None = None, w
     began = time.perf_counter()
     with one_thread():
         device = "cpu" if workers else job.device
-        scorer = make_scorer(predictor, job.space, teacher, device=device, precision=settings.precision)
+        data = ResidentBatches.of(job.pack(task), task, device) if predictor.needs_explained else None
+        scorer = make_scorer(predictor, job.space, teacher, data=data, device=device, precision=settings.precision)
     adapt_s = time.perf_counter() - began
     ranking = Ranking()
     with job.console.phase("search") as bar:

@@ -119,9 +119,10 @@ class AdaptedMetaD2A:
     params: Params
     task: torch.Tensor
     needs_maps: bool = False
+    needs_explained: bool = False
     num_skipped: int = 0
 
-    def score(self, maps: torch.Tensor, arch: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+    def score(self, maps: torch.Tensor, arch: torch.Tensor, explained: torch.Tensor | None = None) -> torch.Tensor:  # noqa: ARG002
         """Predicted accuracy after distillation, percent, float32 (n,), of arch (n, D); maps are not looked at."""
         with torch.no_grad():
             value = self.method.model.predict(self.params, self.task, arch)
@@ -142,6 +143,7 @@ class MetaD2A:
     std_pct: float
     is_selected: bool = True
     num_support: int = 0
+    needs_explained: bool = False
 
     @property
     def spec(self) -> MetaD2ASpec:

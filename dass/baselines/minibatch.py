@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from dass.data.batches import BatchSource
+from dass.data.batches import BatchSource, plain_batch
 from dass.errors import ConfigError, DataError
 from dass.kd.loss import distillation_loss
 from dass.kd.teacher import Teacher
@@ -63,6 +63,5 @@ def draw_minibatch(data: BatchSource, num_images: int = NUM_IMAGES, seed: int = 
             f"a minibatch needs a train part of at least 2 images, got {data.num_images('train')} in task "
             f"{data.task.name}; use a task with more images"
         )
-    plain = Recipe(batch_size=num_images, flip=0.0, vertical_flip=0.0, crop_padding=0)
-    images, labels = data.train_epoch(plain, seed, 0).batch(0)
+    images, labels = plain_batch(data, num_images, seed)
     return Minibatch(images.contiguous(memory_format=torch.channels_last), labels)

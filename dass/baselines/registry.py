@@ -24,6 +24,7 @@ from dass.baselines.short_kd import ShortKDScorer
 from dass.cost import count_macs, count_params
 from dass.data.batches import ResidentBatches
 from dass.errors import ConfigError, DataError
+from dass.explained import TeacherView
 from dass.kd.teacher import Teacher
 from dass.records import Recipe
 from dass.search.select import Scorer
@@ -123,6 +124,10 @@ def _remap_accuracy(context: BaselineContext) -> Scorer:
     return NetworkScorer(context.networks("remap"), ValidAccuracy(context.data))
 
 
+def _explained(context: BaselineContext) -> Scorer:
+    return TeacherView(context.trained_teacher(), context.minibatch().images, context.networks("remap").init)
+
+
 def _short_kd(context: BaselineContext) -> Scorer:
     _require_valid(context)
     recipe = replace(context.recipe, epochs=context.short_epochs)
@@ -159,6 +164,7 @@ BASELINES: Mapping[str, Callable[[BaselineContext], Scorer]] = MappingProxyType(
         "diswot": partial(_diswot, init="scratch"),
         "diswot+remap": partial(_diswot, init="remap"),
         "remap_accuracy": _remap_accuracy,
+        "explained": _explained,
         SHORT_KD: _short_kd,
     }
 )
@@ -174,7 +180,7 @@ def check_recipe(names: Sequence[str], recipe: Recipe, called: str = "recipe") -
     called: what the user calls the recipe.
     """
     rules = (
-        ("init", recipe.init == "scratch", ("+remap", "remap_accuracy"), "a copy_paste mode"),
+        ("init", recipe.init == "scratch", ("+remap", "remap_accuracy", "explained"), "a copy_paste mode"),
         ("loss", recipe.loss == "ce", ("+kd",), "kd or kd_paper"),
     )
     for key, is_broken, marks, remedy in rules:

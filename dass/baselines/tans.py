@@ -106,9 +106,10 @@ class AdaptedTans:
     network: TansNetwork
     query: torch.Tensor
     needs_maps: bool = True
+    needs_explained: bool = False
     num_skipped: int = 0
 
-    def score(self, maps: torch.Tensor, arch: torch.Tensor) -> torch.Tensor:
+    def score(self, maps: torch.Tensor, arch: torch.Tensor, explained: torch.Tensor | None = None) -> torch.Tensor:  # noqa: ARG002
         """Predicted accuracy after distillation, percent, float32 (n,), of maps (n, C, h, w) and arch (n, D)."""
         with torch.no_grad():
             students = self.network.encode_students(student_features(arch, maps))
@@ -126,6 +127,7 @@ class Tans:
     network: TansNetwork
     is_selected: bool = True
     num_support: int = 0
+    needs_explained: bool = False
 
     @property
     def spec(self) -> TansSpec:

@@ -159,3 +159,12 @@ def _check_inside(what: str, task: Task, indices: Sequence[int], num: int) -> No
             f"task {task.name} must take its {what} from 0..{num - 1} of its pack, got {min(indices)}..{max(indices)}; "
             "delete the task and run `data` again"
         )
+
+
+def plain_batch(data: BatchSource, num_images: int, seed: int) -> Batch:
+    """Different images of the train part without augmentation, or all where it has fewer, and their labels.
+
+    They follow from (task, num_images, seed) alone.
+    """
+    plain = Recipe(batch_size=num_images, flip=0.0, vertical_flip=0.0, crop_padding=0)
+    return data.train_epoch(plain, seed, 0).batch(0)

@@ -2,6 +2,9 @@
 
 inner:  phi' = phi - alpha * grad_phi (f(support; phi) - y)^2          alpha: one learned rate per parameter
 outer:  the mean over tasks of the mean over queries of (f(query; phi') - y)^2, minimised over phi and alpha
+
+Outer loss `correlation` (ours): what is used of a predictor is its ranking, so one less the correlation of predictions and
+values over a task's queries, which counts every task alike however far its values lie apart, and LEVEL of the squared error.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +17,9 @@ import torch.nn.functional as F  # noqa: N812 - the customary name
 from dass.threads import Each
 
 Order = Literal["second", "first"]
+OuterLoss = Literal["squared", "correlation"]
+LEVEL = 0.05  # share of the squared error that keeps predictions at the level of the values
+_LEAST_NORM = 1e-6
 Params = Mapping[str, torch.Tensor]
 ModelInput = Any  # a tensor, or a named tuple of tensors; the model knows which
 Model = Callable[[Params, ModelInput], torch.Tensor]
@@ -96,6 +102,7 @@ def outer_backward(
     examples: Sequence[Callable[[], Example]],
     loop: InnerLoop,
     each: Each = map,
+    loss: OuterLoss = "squared",
 ) -> tuple[float, int]:
     """Add the gradient of the outer loss to `params` and `rates`; the loss, and the number of inner steps left out.
 
@@ -103,7 +110,7 @@ def outer_backward(
     gradients are added in the order of the tasks, so that their bits do not depend on it.
     """
     total, num_skipped = 0.0, 0
-    for outer in each(lambda make: _outer_gradient(model, params, rates, make(), loop), examples):
+    for outer in each(lambda make: _outer_gradient(model, params, rates, make(), loop, loss), examples):
         total += outer.loss.item() / len(examples)
         num_skipped += outer.num_skipped
         _accumulate(params.values(), outer.by_params, 1 / len(examples))
@@ -112,7 +119,19 @@ def outer_backward(
     return total, num_skipped
 
 
-def _outer_gradient(model: Model, params: Params, rates: Params, example: Example, loop: InnerLoop) -> _Outer:
+def outer_loss(predicted: torch.Tensor, values: torch.Tensor, kind: OuterLoss) -> torch.Tensor:
+    """The loss of a task's queries (n_q,), see the module; without correlation, it counts as 0."""
+    squared: torch.Tensor = F.mse_loss(predicted, values)
+    if kind == "squared":
+        return squared
+    ours, theirs = predicted - predicted.mean(), values - values.mean()
+    correlation: torch.Tensor = (ours * theirs).sum() / (ours.norm() * theirs.norm()).clamp_min(_LEAST_NORM)
+    return 1 - correlation + LEVEL * squared
+
+
+def _outer_gradient(
+    model: Model, params: Params, rates: Params, example: Example, loop: InnerLoop, kind: OuterLoss
+) -> _Outer:
     """The chain rule through the inner steps, the last first.
 
     With g the gradient of a step, H its Hessian and d the gradient by the parameters that the step led to: the gradient
@@ -122,7 +141,7 @@ def _outer_gradient(model: Model, params: Params, rates: Params, example: Exampl
     adapted, steps = _walk(
         model, params, rates, example.support, example.target, loop, keep_graph=loop.order == "second"
     )
-    loss = F.mse_loss(model(adapted, example.queries), example.targets)
+    loss = outer_loss(model(adapted, example.queries), example.targets, kind)
     by_params: Sequence[torch.Tensor] = torch.autograd.grad(loss, list(adapted.values()))
     by_rates: Sequence[torch.Tensor] | None = None
     for step in reversed(steps):  # nothing in place: gradients of two parameters may be one tensor

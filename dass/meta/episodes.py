@@ -60,11 +60,22 @@ def checked_images(images: ImageFeatures | None, encoder: str, num_features: int
 
 
 class Measured(NamedTuple):
-    """Students whose accuracies are known: arch (k, D), maps (k, C, h, w), targets_pct (k,)."""
+    """Students whose accuracies are known: arch (k, D), maps (k, C, h, w), targets_pct (k,), explained (k,) if it is known."""
 
     arch: torch.Tensor
     maps: torch.Tensor
     targets_pct: torch.Tensor
+    explained: torch.Tensor | None = None
+
+    @property
+    def seen(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Maps, architectures and what they explain: all that a method scores students by."""
+        return self.maps, self.arch, self.explained
+
+    def clone(self) -> "Measured":
+        """A copy."""
+        explained = None if self.explained is None else self.explained.clone()
+        return Measured(self.arch.clone(), self.maps.clone(), self.targets_pct.clone(), explained)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +100,8 @@ class MetaTask:
 
     arch: (n, D) one-hot architectures. maps: (n, C, h, w) functional maps. targets_pct: (n,) accuracies after
     distillation. teacher_arch (D,), teacher_map (C, h, w) and teacher_accuracy_pct describe the teacher. Accuracies are
-    percent on the task's valid part. images: only for methods that look at them. What adaptation may look at is `support`.
+    percent on the task's valid part. images, explained (n,): only for methods that look at them; the latter is what
+    `dass.explained` says of the students. What adaptation may look at is `support`.
 
     Raises:
         DataError: a shape or dtype is wrong, a value is not finite or out of range, or there is no student.
@@ -103,6 +115,7 @@ class MetaTask:
     teacher_map: torch.Tensor = field(repr=False)
     teacher_accuracy_pct: float
     images: ImageFeatures | None = None
+    explained: torch.Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.maps.ndim != 4 or self.arch.ndim != 2 or not len(self.maps):
@@ -116,6 +129,8 @@ class MetaTask:
             "teacher_arch": self.arch.shape[1:],
             "teacher_map": self.maps.shape[1:],
         }
+        if self.explained is not None:
+            expected["explained"] = (len(self.maps),)
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
                 raise self._error(f"{name} must be {tuple(shape)}", f"{tuple(getattr(self, name).shape)}")
@@ -137,7 +152,8 @@ class MetaTask:
     def students(self, chosen: torch.Tensor) -> Measured:
         """These students, int64 (k,), with their accuracies."""
         chosen = chosen.to(self.maps.device)
-        return Measured(self.arch[chosen], self.maps[chosen], self.targets_pct[chosen])
+        explained = None if self.explained is None else self.explained[chosen]
+        return Measured(self.arch[chosen], self.maps[chosen], self.targets_pct[chosen], explained)
 
     def support(self, chosen: torch.Tensor | None = None) -> Support:
         """What adaptation may look at: the teacher, the images, and these students, int64 (k,), if any."""

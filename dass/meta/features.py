@@ -7,13 +7,14 @@ import torch
 
 from dass.embed import Embedder
 from dass.errors import DataError, StoreError
+from dass.explained import TeacherView
 from dass.kd.teacher import Teacher
 from dass.meta.episodes import ImageFeatures, MetaTask
 from dass.records import Record, Status
 from dass.spaces.space import SearchSpace
 from dass.tensors import pack_tensors, unpack_tensors
 
-FILE_VERSION = 1
+FILE_VERSION = 2
 _TENSORS = ("arch", "maps", "targets_pct", "teacher_arch", "teacher_map")
 
 
@@ -24,10 +25,11 @@ def featurise(
     records: Sequence[Record],
     embedder: Embedder,
     images: ImageFeatures | None = None,
+    view: TeacherView | None = None,
 ) -> MetaTask:
     """The meta-learning view of a task's records; diverged runs have no accuracy to learn from and are left out.
 
-    images: of the task's train part, for methods that look at images.
+    images, view: of the task's train part, for methods that look at images.
 
     Raises:
         DataError: fewer than two students finished.
@@ -49,6 +51,7 @@ def featurise(
         teacher_map=embedder.maps([teacher.student])[0],
         teacher_accuracy_pct=teacher.accuracy_pct,
         images=images,
+        explained=None if view is None else view.score(students),
     )
 
 
@@ -59,6 +62,8 @@ def pack_task(task: MetaTask) -> bytes:
     if task.images is not None:
         tensors["images"] = task.images.values
         header["encoder"] = task.images.encoder
+    if task.explained is not None:
+        tensors["explained"] = task.explained
     return pack_tensors(tensors, {"meta_task": header})
 
 
@@ -78,6 +83,7 @@ def unpack_task(data: bytes) -> MetaTask:
             name=str(facts["name"]),
             teacher_accuracy_pct=float(facts["teacher_accuracy_pct"]),
             images=images,
+            explained=tensors.get("explained"),
             **{name: tensors[name] for name in _TENSORS},
         )
     except (KeyError, TypeError, ValueError, DataError) as error:

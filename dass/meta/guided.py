@@ -7,12 +7,12 @@ mean over tasks moves the weights phi and the inner rates alpha alike.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Unpack
+from typing import Unpack, get_args
 
 import torch
 
 from dass.errors import DataError
-from dass.meta.adapt import Example, InnerLoop, Order, outer_backward
+from dass.meta.adapt import Example, InnerLoop, Order, OuterLoss, outer_backward
 from dass.meta.episodes import MetaTask, draw_episode
 from dass.meta.method import MadeFor, check_agreement, check_lr, check_setting
 from dass.predictor import (
@@ -24,11 +24,10 @@ from dass.predictor import (
     Predictor,
     PredictorSpec,
     Prepared,
-    Unit,
     to_examples,
-    to_unit,
 )
 from dass.threads import Each
+from dass.units import Unit, to_unit
 from dass.windows import to_rows, windows
 
 _AGREED = (
@@ -50,15 +49,25 @@ class MetaConfig:
     rate_init: float = field(default=0.005, metadata={"help": "inner learning rate that every weight begins with"})
     inner_steps: int = field(default=1, metadata={"help": "gradient steps on the teacher"})
     order: Order = field(default="second", metadata={"help": "second: differentiate through the inner steps"})
+    loss: OuterLoss = field(
+        default="squared",
+        metadata={
+            "help": "of the queries: squared error, or correlation: 1 less theirs, and a little of the squared error"
+        },
+    )
     guided: bool = field(default=True, metadata={"help": "adapt to the teacher; false leaves the inner steps out"})
     inputs: InputSet = field(
         default="SAT",
-        metadata={"help": "what is seen: student map, architecture, teacher map; R: how near the two maps are"},
+        metadata={
+            "help": "what is seen: student map, architecture, teacher map; R: how near the two maps are; E: how much "
+            "of the teacher's features in images of the task the student's explain"
+        },
     )
     encoding: Encoding = field(
         default="slots",
         metadata={
-            "help": "architecture as slots: one-hot by block; stages: narrowest and mean width and depth of each"
+            "help": "architecture as slots: one-hot by block; summary: narrowest and mean width and depth of each "
+            "stage, MACs and weights"
         },
     )
     hidden_dim: int = field(default=64, metadata={"help": "width of the architecture embedding and of the fusion"})
@@ -82,6 +91,8 @@ class MetaConfig:
             check_setting("meta", name, getattr(self, name), ">= 1", is_legal=getattr(self, name) >= 1)
         check_lr("meta", self.lr)
         check_setting("meta", "order", self.order, "second or first", is_legal=self.order in ("second", "first"))
+        losses = get_args(OuterLoss)
+        check_setting("meta", "loss", self.loss, " or ".join(losses), is_legal=self.loss in losses)
         self.spec(space="any", resolution=8, num_channels=1, arch_dim=1, noise_sha="")
 
     def spec(self, **made_for: Unpack[MadeFor]) -> PredictorSpec:
@@ -149,7 +160,7 @@ class GuidedLearner:
             partial(self._lessons[task].example, queries.to(self._device), support.to(self._device))
             for task, queries, support in zip(episode.tasks, episode.queries, episode.support, strict=True)
         ]
-        return outer_backward(self._model.call, self._phi, self._rates, examples, self._loop, each)
+        return outer_backward(self._model.call, self._phi, self._rates, examples, self._loop, each, config.loss)
 
     def present(self) -> MetaPredictor:
         """The predictor as it stands."""
@@ -167,14 +178,15 @@ class GuidedLearner:
 class _Lesson:
     """A task as episodes read it: the maps of its students in rows (`to_rows`), accuracies in the predictor's unit.
 
-    arch, relations: as in `Prepared`. teacher: the teacher as a student of itself, with its accuracy. Rows that are not
-    read are empty.
+    arch, relations, explained: as in `Prepared`. teacher: the teacher as a student of itself, with its accuracy. Rows
+    that are not read are empty.
     """
 
     rows: torch.Tensor
     sides: tuple[int, int]
     arch: torch.Tensor
     relations: torch.Tensor
+    explained: torch.Tensor
     targets: torch.Tensor
     teacher: Prepared
     target: torch.Tensor
@@ -188,8 +200,9 @@ class _Lesson:
                 sides=(task.maps.shape[2], task.maps.shape[3]),
                 arch=model.encode(task.arch.clone()),
                 relations=model.relate(task.maps, task.teacher_map),
+                explained=model.compare(task.explained, task.arch),
                 targets=to_unit(task.targets_pct, unit, task.teacher_accuracy_pct),
-                teacher=model.prepare(Inputs(teacher.maps, teacher.arch, teacher.maps[0])),
+                teacher=model.prepare(Inputs(teacher.maps, teacher.arch, teacher.maps[0], teacher.explained)),
                 target=to_unit(teacher.targets_pct.to(task.maps.device), unit, task.teacher_accuracy_pct),
             )
 
@@ -202,4 +215,4 @@ class _Lesson:
     def read(self, chosen: torch.Tensor) -> Prepared:
         """These students as the network reads them."""
         read = windows(self.rows, *self.sides, chosen) if len(self.rows) else self.rows
-        return Prepared(read, self.arch[chosen], self.teacher.teacher, self.relations[chosen])
+        return Prepared(read, self.arch[chosen], self.teacher.teacher, self.relations[chosen], self.explained[chosen])

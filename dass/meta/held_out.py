@@ -7,7 +7,8 @@ held out by its teacher alone, and predicts all students of it (leave-one-group-
         ...                                           # a HeldOut for each task of the group
 
 A group is what counts as one draw of a task. Tasks that share images belong into one: the splits 2i and 2i + 1 of
-`tiny10` have the same classes with train and valid parts exchanged, so a predictor that has seen one has seen the other.
+`tiny10` have the same classes with train and valid parts exchanged, and the small tasks of `tiny25` some of their images,
+so a predictor that has seen one has seen the other.
 
 Of the groups that are not held out, the `num_valid` that follow the held-out one, the first after the last, are
 meta-validation: so each group is held out once and chooses as often as every other, by its place alone and never by its
@@ -71,15 +72,23 @@ class Fold(NamedTuple):
 
 
 def by_classes(tasks: Sequence[Task]) -> list[list[int]]:
-    """Groups of tasks, as indices, that have the same classes of the same images; in the order of their first.
+    """Groups of tasks, as indices, whose classes of the same images are the same or a part; in the order of their first.
 
     Tasks that share but some of their classes, as `data.split="classes"` makes them, are groups of their own: what is
     found with them holds for tasks that have classes in common with those seen.
     """
-    groups: dict[tuple[str, frozenset[int]], list[int]] = {}
+    groups: list[list[int]] = []
     for index, task in enumerate(tasks):
-        groups.setdefault((task.source, frozenset(task.source_labels)), []).append(index)
-    return list(groups.values())
+        near = [group for group in groups if any(_is_part(task, tasks[other]) for other in group)]
+        groups = [group for group in groups if group not in near]
+        groups.append(sorted([*(member for group in near for member in group), index]))
+    return sorted(groups)
+
+
+def _is_part(one: Task, other: Task) -> bool:
+    """Whether one of the tasks has all classes of the other."""
+    ours, theirs = set(one.source_labels), set(other.source_labels)
+    return one.source == other.source and (ours <= theirs or theirs <= ours)
 
 
 def check_enough(num_groups: int, num_valid: int = 1) -> None:
@@ -122,7 +131,7 @@ def predict(method: MetaMethod, fold: Fold) -> tuple[HeldOut, ...]:
     for task in fold.held_out:
         shown, rest = split_support(task.num_students, method.num_support, task.name)
         students = task.students(rest)
-        predicted = method.adapt(task.support(shown)).score(students.maps, students.arch)
+        predicted = method.adapt(task.support(shown)).score(*students.seen)
         found.append(
             HeldOut(
                 task.name,

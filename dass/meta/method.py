@@ -68,11 +68,15 @@ class AdaptedMethod(Protocol):
         """Whether `score` looks at the maps; if not, whatever is in their place will do."""
 
     @property
+    def needs_explained(self) -> bool:
+        """Whether `score` asks what the students see of what the teacher sees (`dass.explained`)."""
+
+    @property
     def num_skipped(self) -> int:
         """Steps of the adaptation that were left out, for a loss that was not finite."""
 
-    def score(self, maps: torch.Tensor, arch: torch.Tensor) -> torch.Tensor:
-        """Predicted accuracy after distillation, percent, float32 (n,), of maps (n, C, h, w) and arch (n, D)."""
+    def score(self, maps: torch.Tensor, arch: torch.Tensor, explained: torch.Tensor | None = None) -> torch.Tensor:
+        """Predicted accuracy after distillation, percent, float32 (n,), of maps (n, C, h, w), arch (n, D), explained (n,)."""
 
     def to(self, device: torch.device) -> "AdaptedMethod":
         """The same on this device."""
@@ -88,6 +92,10 @@ class MetaMethod(Protocol):
     @property
     def num_support(self) -> int:
         """Measured students that `adapt` asks for; they are no evidence of how well it ranks. 0: the teacher alone."""
+
+    @property
+    def needs_explained(self) -> bool:
+        """Whether it asks what students see of what the teacher sees, so that it needs images of the task."""
 
     @property
     def is_selected(self) -> bool:

@@ -173,7 +173,7 @@ class MetaTraining(Iterator[MetaProgress], Generic[M]):
             shown, rest = split_support(task.num_students, method.num_support, task.name)
             adapted = method.adapt(task.support(shown))
             ranked = task.students(rest)
-            scores = adapted.score(ranked.maps, ranked.arch)
+            scores = adapted.score(*ranked.seen)
             return spearman(scores.cpu(), ranked.targets_pct.cpu()), adapted.num_skipped
 
         ranked = list(each(rank, self._valid_tasks))

@@ -32,8 +32,17 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "inner_steps": (1, 2, 3),
     "order": ("second", "first"),
     "guided": (True, True, True, False),
-    "inputs": ("SAT", "SA", "ST", "AR", "SATR"),  # blind to the student's map it would not be distillation-aware
-    "encoding": ("slots", "stages"),
+    "inputs": (
+        "SAT",
+        "SA",
+        "ST",
+        "AR",
+        "SATR",
+        "AE",
+        "ARE",
+    ),  # blind to the student's map it would not be distillation-aware
+    "encoding": ("slots", "summary"),
+    "loss": ("squared", "correlation"),
     "hidden_dim": (32, 64, 128, 256),
     "map_norm": ("none", "layer"),
     "unit": ("percent", "task_free", "teacher"),

@@ -9,8 +9,10 @@ from typing import Protocol
 import torch
 
 from dass.cost import count_macs, count_params
+from dass.data.batches import BatchSource
 from dass.embed import Embedder, MapPrecision, draw_noise, noise_sha
 from dass.errors import ConfigError, DataError, PredictorMismatchError
+from dass.explained import TeacherView, images_of
 from dass.kd.teacher import Teacher
 from dass.meta.episodes import ImageFeatures, Measured, MetaTask, Support
 from dass.meta.method import AdaptedMethod, MetaMethod, MethodSpec
@@ -93,21 +95,26 @@ class Scorer(Protocol):
 class PredictorScorer:
     """A meta-learned method that has looked at the task, as a scorer: predicted accuracy after distillation, percent."""
 
-    def __init__(self, adapted: AdaptedMethod, embedder: Embedder, space: SearchSpace) -> None:
+    def __init__(
+        self, adapted: AdaptedMethod, embedder: Embedder, space: SearchSpace, view: TeacherView | None = None
+    ) -> None:
         self._adapted = adapted
         self._embedder = embedder
         self._space = space
+        self._view = view if adapted.needs_explained else None
 
     def score(self, students: Sequence[Student]) -> torch.Tensor:
         """float32 (n,): predicted accuracy in percent."""
         arch = self._space.encode_many(students)
-        scores = torch.empty(len(students))
+        device, scores = self._embedder.device, torch.empty(len(students))
+        explained = None if self._view is None else self._view.score(students).to(device)
         with torch.inference_mode():
             if not self._adapted.needs_maps:
-                arch = arch.to(self._embedder.device)
-                return self._adapted.score(arch.new_empty(len(students), 0, 0, 0), arch).cpu()
+                arch = arch.to(device)
+                return self._adapted.score(arch.new_empty(len(students), 0, 0, 0), arch, explained).cpu()
             for indices, maps in self._embedder.stream(students):
-                scores[indices] = self._adapted.score(maps, arch[indices].to(maps.device)).cpu()
+                seen = None if explained is None else explained[indices]
+                scores[indices] = self._adapted.score(maps, arch[indices].to(device), seen).cpu()
         return scores
 
     def map_of(self, student: Student) -> torch.Tensor:
@@ -116,7 +123,8 @@ class PredictorScorer:
 
     def to(self, device: torch.device) -> "PredictorScorer":
         """The same scorer, computing on this device."""
-        return PredictorScorer(self._adapted.to(device), self._embedder.to(device), self._space)
+        view = None if self._view is None else self._view.to(device)
+        return PredictorScorer(self._adapted.to(device), self._embedder.to(device), self._space, view)
 
 
 class StoredScorer:
@@ -134,7 +142,7 @@ class StoredScorer:
             raise DataError(f"only students whose maps are stored can be scored, got {unknown[0]}; give its teacher")
         rows = torch.tensor([self._row_of[student] for student in students], device=self._task.maps.device)
         with torch.inference_mode():
-            return self._adapted.score(self._task.maps[rows], self._task.arch[rows]).cpu()
+            return self._adapted.score(*self._task.students(rows).seen).cpu()
 
     def to(self, device: torch.device) -> "StoredScorer":
         """The same scorer, computing on this device."""
@@ -148,6 +156,7 @@ def make_scorer(
     teacher: Teacher,
     *,
     images: ImageFeatures | None = None,
+    data: BatchSource | None = None,
     measured: Sequence[Record] = (),
     device: torch.device | str = "cpu",
     precision: MapPrecision = "float32",
@@ -155,8 +164,9 @@ def make_scorer(
     """Any meta-learned method as a scorer for a new task: it looks at the task, and adapts if that is its way.
 
     teacher: of the task, with its accuracy there. images: features of the task's train part, for a method that looks at
-    images. measured: records of students distilled from this teacher on the task, `method.num_support` of them; leave
-    them out where you measure how well the scorer ranks (`dass.meta.episodes.split_support`). precision: of the maps.
+    images. data: the task's images, for one that compares what students and teacher see in them. measured: records of
+    students distilled from this teacher on the task, `method.num_support` of them; leave them out where you measure how well
+    the scorer ranks (`dass.meta.episodes.split_support`). precision: of the maps.
 
     Raises:
         PredictorMismatchError: the method was made for another space or noise, or wants other images or more records.
@@ -165,14 +175,17 @@ def make_scorer(
     check_made_for(method.spec, space)
     noise = draw_noise(method.spec.resolution).to(device)
     embedder = Embedder(teacher.state, teacher.student, noise, method.spec.remap_mode, precision)
+    view = None
+    if method.needs_explained and data is not None:
+        view = TeacherView(teacher, images_of(data).to(device), method.spec.remap_mode, precision)
     support = Support(
         teacher_arch=space.encode(teacher.student),
         teacher_map=embedder.maps([teacher.student])[0],
         teacher_accuracy_pct=teacher.accuracy_pct,
         images=images,
-        students=_measured(space, teacher, measured, embedder) if measured else None,
+        students=_measured(space, teacher, measured, embedder, view) if measured else None,
     )
-    return PredictorScorer(method.adapt(support), embedder, space)
+    return PredictorScorer(method.adapt(support), embedder, space, view)
 
 
 def check_made_for(spec: MethodSpec, space: SearchSpace) -> None:
@@ -190,7 +203,9 @@ def check_made_for(spec: MethodSpec, space: SearchSpace) -> None:
             )
 
 
-def _measured(space: SearchSpace, teacher: Teacher, records: Sequence[Record], embedder: Embedder) -> Measured:
+def _measured(
+    space: SearchSpace, teacher: Teacher, records: Sequence[Record], embedder: Embedder, view: TeacherView | None
+) -> Measured:
     for record in records:
         if record.result.best_accuracy_pct is None or record.result.status is not Status.FINISHED:
             raise DataError(
@@ -203,7 +218,8 @@ def _measured(space: SearchSpace, teacher: Teacher, records: Sequence[Record], e
             )
     students = [record.run.student for record in records]
     targets = torch.tensor([record.result.best_accuracy_pct for record in records], dtype=torch.float32)
-    return Measured(space.encode_many(students), embedder.maps(students), targets)
+    explained = None if view is None else view.score(students)
+    return Measured(space.encode_many(students), embedder.maps(students), targets, explained)
 
 
 def search(

@@ -21,7 +21,7 @@ from dass.cost import stage_macs
 from dass.errors import ConfigError, SpaceError
 from dass.records import Student
 from dass.spaces.space import Sampler
-from dass.spaces.summary import NUMBERS_PER_STAGE, summarise_stages
+from dass.spaces.summary import NUM_SIZES, NUMBERS_PER_STAGE, summarise
 
 Row = tuple[int, ...]
 
@@ -261,13 +261,13 @@ class SmallResNetSpace:
 
     @property
     def summary_dim(self) -> int:
-        """So many numbers for each stage."""
-        return NUM_STAGES * NUMBERS_PER_STAGE
+        """Some numbers for each stage, and some for all."""
+        return NUM_STAGES * NUMBERS_PER_STAGE + NUM_SIZES
 
     def summarise(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Of each stage what `summarise_stages` says."""
+        """See `dass.spaces.summary`."""
         levels = vectors[:, NUM_RESOLUTIONS:].reshape(-1, NUM_STAGES, self.num_slots, len(self.ratios))
-        return summarise_stages(levels, self.ratios).flatten(1)
+        return summarise(levels, self.ratios, self.base_widths)
 
     @cached_property
     def _levels(self) -> tuple[dict[int, int], ...]:

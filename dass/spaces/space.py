@@ -60,7 +60,7 @@ class SearchSpace(Protocol):
         """Length of a stage summary."""
 
     def summarise(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Vectors of `encode_many` in a few numbers per stage, float32 (n, summary_dim); the teacher's are zeros."""
+        """Vectors of `encode_many` in a few numbers, float32 (n, summary_dim); the teacher's are zeros."""
 
     def decode(self, vector: torch.Tensor) -> Student:
         """The student of a one-hot vector; SpaceError when the vector is not one that `encode` can give."""

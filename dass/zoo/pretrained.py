@@ -136,7 +136,7 @@ class Pretrained:
         data = ResidentBatches.of(pack, task, place)
         known = self._teacher(teacher, teacher_recipe, data, partial(progress, "teacher"))
         with one_thread():
-            scorer = make_scorer(self.method, self.space, known, device=place)
+            scorer = make_scorer(self.method, self.space, known, data=data, device=place)
         strategy, ranking = config.begin(self.space, budget, task.resolution, task.num_classes), Ranking()
         for batch in search(strategy, scorer, config, task.resolution, task.num_classes):
             ranking.add(batch)

@@ -7,7 +7,7 @@ from dass.errors import ConfigError
 from jobs.config import Config
 from jobs.recipes.digits import digits, quickstart, smoke
 from jobs.recipes.pretrained import pretrained
-from jobs.recipes.tiny_imagenet import tiny10, tiny10_32px, tiny25_32px
+from jobs.recipes.tiny_imagenet import tiny10, tiny25_32px
 
 RECIPES: Mapping[str, Callable[[], Config]] = {
     "quickstart": quickstart,
@@ -15,7 +15,6 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "digits": digits,
     "smoke": smoke,
     "tiny10": tiny10,
-    "tiny10_32px": tiny10_32px,
     "tiny25_32px": tiny25_32px,
 }
 

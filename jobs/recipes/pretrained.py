@@ -5,7 +5,7 @@ from dataclasses import replace
 from dass.data.tasks import DataConfig
 from dass.search.select import SearchConfig
 from jobs.config import CollectConfig, Config
-from jobs.recipes.tiny_imagenet import tiny10_32px
+from jobs.recipes.tiny_imagenet import tiny25_32px
 
 
 def pretrained() -> Config:
@@ -15,7 +15,7 @@ def pretrained() -> Config:
     Teacher and students are trained as those were that the predictor has learned from, so that what it predicts is what
     comes out.
     """
-    made_for = tiny10_32px()
+    made_for = tiny25_32px()
     return replace(
         made_for,
         name="pretrained",

@@ -18,13 +18,12 @@ from dass.predictor import (
     PredictorSpec,
     load_predictor,
     save_predictor,
-    to_percent,
-    to_unit,
 )
 from dass.records import Recipe
 from dass.seeding import generator
 from dass.spaces import get_space
 from dass.tensors import pack_tensors, unpack_tensors
+from dass.units import to_percent, to_unit
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 PAPER = PredictorSpec(space="released", resolution=64, num_channels=256, arch_dim=181, noise_sha="n0")
@@ -139,7 +138,7 @@ class TestNetwork:
 
     def test_encoded_by_stages_it_reads_the_summaries_alone(self) -> None:
         space = get_space("smoke")
-        spec = dataclasses.replace(SMALL, inputs="A", encoding="stages", arch_dim=space.encoding_dim)
+        spec = dataclasses.replace(SMALL, inputs="A", encoding="summary", arch_dim=space.encoding_dim)
         model, given = Predictor(spec, seed=0), inputs(SMALL)
         vectors = space.encode_many(space.sample(4, generator("s", 0)))
         weights = dict(model.named_parameters())
@@ -290,7 +289,7 @@ class TestAdaptation:
         predictor, given = meta_predictor(), inputs(SMALL)
         expected = predictor.adapt(Support(given.arch[0], given.teacher_map, 60.0)).score(given.maps, given.arch)
         with torch.inference_mode():
-            frozen = Inputs(*(tensor.clone() for tensor in given))
+            frozen = Inputs(given.maps.clone(), given.arch.clone(), given.teacher_map.clone())
             inside = predictor.adapt(Support(frozen.arch[0], frozen.teacher_map, 60.0)).score(frozen.maps, frozen.arch)
         outside = predictor.adapt(Support(frozen.arch[0], frozen.teacher_map, 60.0)).score(frozen.maps, frozen.arch)
         assert torch.equal(inside, expected)

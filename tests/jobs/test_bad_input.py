@@ -52,7 +52,7 @@ def test_an_unknown_option_is_refused(new: Path) -> None:
 
 def test_an_unknown_recipe_names_those_that_there_are(new: Path) -> None:
     assert refusal(new, "collect", "--recipe", "smoky") == (
-        "--recipe must be one of quickstart, pretrained, digits, smoke, tiny10, tiny10_32px, tiny25_32px or a file ending in "
+        "--recipe must be one of quickstart, pretrained, digits, smoke, tiny10, tiny25_32px or a file ending in "
         ".toml, got 'smoky'; did you mean smoke?"
     )
 
@@ -166,8 +166,8 @@ def test_an_unknown_source_names_the_forms_and_the_nearest(new: Path, done: Path
 def test_a_recipe_without_images_asks_for_them_in_the_way_of_the_verb(new: Path, tmp_path: Path) -> None:
     target = write_images(tmp_path / "pets", {"cat": 6, "dog": 6})
     for options in (("data",), ("report", "--data", target), ("evaluate", "--data", target)):
-        assert refusal(new, *options, "--recipe", "tiny10_32px") == (
-            "recipe tiny10_32px must know the images that its tasks are cut from, got none; give them with --data, or where "
+        assert refusal(new, *options, "--recipe", "tiny25_32px") == (
+            "recipe tiny25_32px must know the images that its tasks are cut from, got none; give them with --data, or where "
             "--data gives the target with --set data.source=SPEC, SPEC being digits, imagefolder:PATH, parquet:PATH or "
             "torchvision:NAME:ROOT"
         )

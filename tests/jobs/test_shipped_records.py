@@ -34,7 +34,7 @@ def store() -> FolderStore:
 
 
 def test_the_predictor_is_a_small_file_made_as_its_recipe_says() -> None:
-    predictor, recipe = load(), get_recipe("tiny10_32px")
+    predictor, recipe = load(), get_recipe("tiny25_32px")
     assert (predictor.space.name, predictor.resolution) == (recipe.space, recipe.data.resolution)
     spec, meta = predictor.method.spec, recipe.meta
     for name in ("inputs", "encoding", "unit", "guided", "inner_steps", "map_norm", "hidden_dim"):
@@ -53,7 +53,7 @@ def test_its_calibration_is_of_all_ten_splits_in_five_groups() -> None:
 def test_the_records_are_those_of_the_card_and_hold_neither_images_nor_weights(store: FolderStore) -> None:
     records = list(RunDatabase(store).scan())
     names = {task: get_task(store, task).name for task in {record.run.task for record in records}}
-    recipe = get_recipe("tiny10_32px")
+    recipe = get_recipe("tiny25_32px")
     assert {record.run.recipe for record in records if record.run.teacher} == {recipe.student}
     assert {record.run.recipe for record in records if not record.run.teacher} == {recipe.teacher}
     assert {record.result.status for record in records} == {Status.FINISHED}
@@ -168,9 +168,9 @@ def test_a_search_needs_no_collection_and_says_the_same_as_three_lines_of_python
 def test_predictor_and_calibration_can_be_made_again_from_the_records(tmp_path: Path) -> None:
     """On another CPU the bits are others: what they say is compared."""
     store = shutil.copytree(RECORDS, tmp_path / "store")
-    assert call("meta-train", "--recipe", "tiny10_32px", "--store", store).code == 0
+    assert call("meta-train", "--recipe", "tiny25_32px", "--store", store).code == 0
     output = tmp_path / "predictor.safetensors"
-    answer = call("calibrate", "--recipe", "tiny10_32px", "--store", store, "--output", output, "--json")
+    answer = call("calibrate", "--recipe", "tiny25_32px", "--store", store, "--output", output, "--json")
     assert answer.code == 0, answer.err
     found, shipped = json.loads(answer.out), read_predictor().calibration
     assert shipped is not None

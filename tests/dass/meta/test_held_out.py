@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dass.data.splits import tiny10
+from dass.data.splits import tiny10, tiny25
 from dass.errors import ConfigError
 from dass.meta.calibration import calibrate
 from dass.meta.calibration_file import from_document, to_document
@@ -68,6 +68,14 @@ class TestFolds:
             collected("4", (0, 1), "another pack"),
         ]  # fmt: skip
         assert by_classes(tasks) == [[0, 2], [1], [3], [4]]
+
+    def test_small_tasks_are_of_the_group_whose_classes_they_have_a_part_of(self) -> None:
+        tasks = tiny25(make_pack(num_classes=40, per_class=60))
+        groups = [list(range(5 * index, 5 * index + 5)) for index in range(5)]
+        assert by_classes(tasks) == groups
+        order = [2, 24, 3, *(index for index in range(25) if index not in (2, 3, 24))]  # small ones before what joins them
+        found = by_classes([tasks[index] for index in order])
+        assert sorted(sorted(order[place] for place in group) for group in found) == groups
 
     def test_the_two_halves_of_tiny10_are_one_group(self) -> None:
         tasks = tiny10(make_pack(num_classes=10, per_class=24))

@@ -1,0 +1,81 @@
+"""How much of what a teacher sees in images of a task its students still see, before any training (ours).
+
+A student takes over slices of its teacher's weights. What its last layer then makes of the task's images is compared with
+what the teacher's does: the share of the teacher's features, over the images, that a ridge regression from the student's
+explains. Distillation trains such a linear map first of all, so no rotation or scaling of the features counts, only
+what is lost. Linear regression as a likeness of representations: Kornblith et al., ICML 2019, section 3.
+
+Shape legend: n students, B images, C channels of the last stage, R resolution.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+
+from dass.data.batches import BatchSource, plain_batch
+from dass.embed import Embedder, MapPrecision
+from dass.kd.teacher import Teacher
+from dass.records import Init, Student
+
+NUM_IMAGES = 64
+RIDGE = 0.15  # of the mean variance of a channel times the number of channels, 1: more than noise of so few images
+_LEAST_SD = 1e-4  # channels that vary less are as good as constant
+
+
+def images_of(data: BatchSource) -> torch.Tensor:
+    """The images of a task that are looked at, float32 (B, 3, R, R) on their device: the same ones for every teacher."""
+    return plain_batch(data, NUM_IMAGES, seed=0)[0]
+
+
+class TeacherView:
+    """A scorer: of each student the share of the teacher's features that its own explain, over the teacher's own share.
+
+    Args:
+        teacher: with its weights.
+        images: float32 (B, 3, R, R) of the task; their device is the device of the computation.
+        mode: how students are remapped; `scratch` has no teacher to slice and is refused.
+        precision: see `Embedder`.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        images: torch.Tensor,
+        mode: Init = "copy_paste_first",
+        precision: MapPrecision = "float32",
+    ) -> None:
+        self._embedder = Embedder(teacher.state, teacher.student, images, mode, precision)
+        self._features = self._embedder.features([teacher.student])
+        self._own = explained(self._features, self._features[0])
+
+    def score(self, students: Sequence[Student]) -> torch.Tensor:
+        """float32 (n,) on the CPU: 1 for the teacher itself, less for all that see less."""
+        with torch.inference_mode():
+            return (explained(self._embedder.features(students), self._features[0]) / self._own).cpu()
+
+    def to(self, device: torch.device) -> "TeacherView":
+        """The same scorer, computing on this device."""
+        moved = copy.copy(self)
+        moved._embedder = self._embedder.to(device)
+        moved._features, moved._own = self._features.to(device), self._own.to(device)
+        return moved
+
+
+def explained(features: torch.Tensor, teachers: torch.Tensor) -> torch.Tensor:
+    """The share of the variance of features (B, C) that a ridge regression from each of (n, B, C) explains: (n,) in 0..1.
+
+    All channels are brought to mean 0 and standard deviation 1 over the images. The regression is solved in the space of
+    the images, with a ridge of RIDGE in units of the mean eigenvalue's sum; the images are those it was fitted to.
+    """
+    num_images, num_channels = teachers.shape
+    own, wanted = _standardise(features), _standardise(teachers)
+    gram = own @ own.transpose(1, 2) / (num_images * num_channels)
+    ridge = RIDGE * torch.eye(num_images, device=gram.device)
+    residual: torch.Tensor = RIDGE * torch.linalg.solve(gram + ridge, wanted.expand(len(own), -1, -1))
+    return 1 - residual.square().sum(dim=(1, 2)) / wanted.square().sum().clamp_min(_LEAST_SD)
+
+
+def _standardise(features: torch.Tensor) -> torch.Tensor:
+    centred = features - features.mean(dim=-2, keepdim=True)
+    return centred / (centred.std(dim=-2, keepdim=True) + _LEAST_SD)
