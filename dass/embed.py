@@ -41,7 +41,7 @@ from dass.threads import workers
 NOISE_SEED = 0
 _KEPT_NOISE = Path(__file__).with_name("noise.safetensors")
 CHUNK = 128  # students whose maps are computed together, by one thread
-IMAGES_CHUNK = 32  # the same where each looks at many images
+PASS_BYTES = 256 << 20  # of a stage's maps where students look at several images: so many of them at once
 WIDE = 96 * 96  # channels in times channels out, from which Winograd's filtering is the faster one on a CPU
 
 MapPrecision = Literal["float32", "bfloat16"]
@@ -205,10 +205,17 @@ class Embedder:
         maps = torch.empty(len(students), self._num_channels, side, side, device=self.device)
         return self._fill(maps, students, chunk, lambda found: found[:, 0])
 
-    def features(self, students: Sequence[Student], chunk: int = IMAGES_CHUNK) -> torch.Tensor:
+    def features(self, students: Sequence[Student], chunk: int = CHUNK) -> torch.Tensor:
         """float32 (n, B, C), the means of the maps over their places: what the classifier of each student sees of images."""
+        at_once = max(1, PASS_BYTES // (chunk * self._stem[0, 0].numel() * self._stem.element_size()))
         features = torch.empty(len(students), self._stem.shape[1], self._num_channels, device=self.device)
-        return self._fill(features, students, chunk, lambda found: found.mean(dim=(3, 4)))
+        for stem, room in zip(
+            torch.split(self._stem, at_once, dim=1), torch.split(features, at_once, dim=1), strict=True
+        ):
+            part = copy.copy(self)
+            part._stem = stem
+            part._fill(room, students, chunk, lambda found: found.mean(dim=(3, 4)))
+        return features
 
     def stream(self, students: Sequence[Student], chunk: int = CHUNK) -> Iterator[tuple[list[int], torch.Tensor]]:
         """`maps` in chunks that share prefixes, as (indices into `students`, maps); memory is that of one chunk."""
@@ -226,6 +233,7 @@ class Embedder:
         if not students:
             raise ValueError("maps need at least one student, got none")
 
+        @torch.inference_mode()  # the room may be of it, and other threads do not have their caller's mode
         def fill(indices: list[int]) -> None:
             room[indices] = read(self._chunk([students[index] for index in indices]))
 

@@ -15,6 +15,7 @@ import torch
 
 from dass.data.batches import BatchSource, plain_batch
 from dass.embed import Embedder, MapPrecision
+from dass.errors import DataError
 from dass.kd.teacher import Teacher
 from dass.records import Init, Student
 
@@ -36,6 +37,9 @@ class TeacherView:
         images: float32 (B, 3, R, R) of the task; their device is the device of the computation.
         mode: how students are remapped; `scratch` has no teacher to slice and is refused.
         precision: see `Embedder`.
+
+    Raises:
+        DataError: there are fewer than 2 images.
     """
 
     def __init__(
@@ -45,14 +49,20 @@ class TeacherView:
         mode: Init = "copy_paste_first",
         precision: MapPrecision = "float32",
     ) -> None:
+        if len(images) < 2:
+            raise DataError(
+                f"what students and teacher see is compared over several images, got {len(images)}; give the task more images "
+                "to train on"
+            )
         self._embedder = Embedder(teacher.state, teacher.student, images, mode, precision)
         self._features = self._embedder.features([teacher.student])
         self._own = explained(self._features, self._features[0])
 
     def score(self, students: Sequence[Student]) -> torch.Tensor:
         """float32 (n,) on the CPU: 1 for the teacher itself, less for all that see less."""
+        features = self._embedder.features(students)
         with torch.inference_mode():
-            return (explained(self._embedder.features(students), self._features[0]) / self._own).cpu()
+            return (explained(features, self._features[0]) / self._own).cpu()
 
     def to(self, device: torch.device) -> "TeacherView":
         """The same scorer, computing on this device."""
@@ -72,7 +82,7 @@ def explained(features: torch.Tensor, teachers: torch.Tensor) -> torch.Tensor:
     own, wanted = _standardise(features), _standardise(teachers)
     gram = own @ own.transpose(1, 2) / (num_images * num_channels)
     ridge = RIDGE * torch.eye(num_images, device=gram.device)
-    residual: torch.Tensor = RIDGE * torch.linalg.solve(gram + ridge, wanted.expand(len(own), -1, -1))
+    residual: torch.Tensor = RIDGE * torch.linalg.solve_ex(gram + ridge, wanted.expand(len(own), -1, -1)).result
     return 1 - residual.square().sum(dim=(1, 2)) / wanted.square().sum().clamp_min(_LEAST_SD)
 
 

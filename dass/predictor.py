@@ -25,11 +25,12 @@ from dass.meta.layers import apply_linear, initialise, linear
 from dass.records import Init
 from dass.seeding import generator
 from dass.spaces import get_space
+from dass.spaces.summary import NUM_SIZES
 from dass.units import Unit, to_percent, to_unit
 from dass.windows import all_windows, convolve
 
 InputSet = Literal["S", "A", "T", "R", "E", "SA", "ST", "AT", "AR", "AE", "ARE", "SAT", "SATR"]
-Encoding = Literal["slots", "summary"]
+Encoding = Literal["slots", "stages", "summary"]
 MapNorm = Literal["none", "layer"]
 
 MAP_CHANNELS = (128, 256)  # of the two convolutions of a map encoder, whatever the number of channels that enter
@@ -48,7 +49,7 @@ class PredictorSpec:
     space, resolution, noise_sha, remap_mode: the maps and encodings it has learned from; others mean nothing to it.
     num_channels: C. arch_dim: D. inputs: which of student map (S), architecture (A), teacher map (T), relations of the
     two maps (R) and the share of the teacher's features that the student's explain (E, `dass.explained`) it sees. encoding:
-    of the architecture, `slots` as it comes or `summary` by `SearchSpace.summarise`.
+    of the architecture, `slots` as it comes, `summary` by `SearchSpace.summarise`, or `stages`: without sizes.
     hidden_dim: width of the architecture embedding and of the fusion. unit: what the network itself puts out.
     inner_steps, guided, rate_init: the adaptation that was trained. map_norm: `layer` normalises each map as a whole.
     support_students: it adapts to so many measured students of the task; 0: to the teacher as if it were one.
@@ -139,7 +140,7 @@ class Predictor(nn.Module):
         if "S" in spec.inputs:
             self.student_encoder = _map_encoder(spec.num_channels)
         if "A" in spec.inputs:
-            self.arch_encoder = linear(self._space.summary_dim if self._space else spec.arch_dim, spec.hidden_dim)
+            self.arch_encoder = linear(self.encoding_dim, spec.hidden_dim)
         if "T" in spec.inputs:
             self.teacher_encoder = _map_encoder(spec.num_channels)
         if "R" in spec.inputs:
@@ -152,9 +153,15 @@ class Predictor(nn.Module):
         # As windows are: the filters are then matrices as they lie in memory.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, student_maps: torch.Tensor, arch: torch.Tensor, teacher_map: torch.Tensor) -> torch.Tensor:
-        """(n, 1) predictions in `spec.unit` for maps (n, C, h, w), arch (n, D) and one teacher map (C, h, w)."""
-        inputs = self.prepare(Inputs(student_maps, arch, teacher_map))
+    def forward(
+        self,
+        student_maps: torch.Tensor,
+        arch: torch.Tensor,
+        teacher_map: torch.Tensor,
+        explained: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(n, 1) predictions in `spec.unit`; for the arguments see `Inputs`."""
+        inputs = self.prepare(Inputs(student_maps, arch, teacher_map, explained))
         return self.call(dict(self.named_parameters()), inputs).unsqueeze(1)
 
     def prepare(self, inputs: Inputs) -> Prepared:
@@ -171,23 +178,25 @@ class Predictor(nn.Module):
 
     def encode(self, arch: torch.Tensor) -> torch.Tensor:
         """Architectures (n, D) as the spec's encoding has them."""
-        return arch if self._space is None else self._space.summarise(arch)
+        return arch if self._space is None else self._space.summarise(arch)[:, : self.encoding_dim]
+
+    @property
+    def encoding_dim(self) -> int:
+        """Length of an encoded architecture."""
+        if self._space is None:
+            return self.spec.arch_dim
+        return self._space.summary_dim - (NUM_SIZES if self.spec.encoding == "stages" else 0)
 
     def compare(self, explained: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
         """Logarithms (n, 1) of the shares of the teacher's features that students explain (n,), zero for the teacher.
 
-        Empty, as `like`, where they are not among the inputs.
-
-        Raises:
-            PredictorMismatchError: they are, and are not given.
+        Empty, as `like`, where they are not among the inputs; PredictorMismatchError where they are, and are not given.
         """
         if "E" not in self.spec.inputs:
             return like.new_empty(len(like), 0)
         if explained is None:
-            raise PredictorMismatchError(
-                "a predictor with input E compares what students and teacher see in images of the task, got none; give them, "
-                "or one meta-trained without E"
-            )
+            rule = "a predictor with input E compares what students and teacher see in images of the task, got none"
+            raise PredictorMismatchError(f"{rule}; give them, or one meta-trained without E")
         return explained.clamp_min(_LEAST_EXPLAINED).log()[:, None]
 
     def relate(self, maps: torch.Tensor, teacher_map: torch.Tensor) -> torch.Tensor:

@@ -39,6 +39,7 @@ def ablations(base: MetaConfig) -> Mapping[str, MetaConfig]:
         "inputs AR": replace(base, inputs="AR"),
         "inputs AE": replace(base, inputs="AE"),
         "encoding slots": replace(base, encoding="slots"),
+        "encoding stages": replace(base, encoding="stages"),
         "encoding summary": replace(base, encoding="summary"),
         "paper": MetaConfig(seed=base.seed),
         "unguided": unguided(base),

@@ -17,6 +17,7 @@ from dass.baselines.scorers import (
     NetworkScorer,
     ProxyValue,
     ValidAccuracy,
+    ViewScorer,
     num_blocks,
     random_value,
 )
@@ -125,7 +126,8 @@ def _remap_accuracy(context: BaselineContext) -> Scorer:
 
 
 def _explained(context: BaselineContext) -> Scorer:
-    return TeacherView(context.trained_teacher(), context.minibatch().images, context.networks("remap").init)
+    mode = context.networks("remap").init
+    return ViewScorer(TeacherView(context.trained_teacher(), context.minibatch().images, mode))
 
 
 def _short_kd(context: BaselineContext) -> Scorer:

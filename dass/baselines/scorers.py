@@ -16,6 +16,7 @@ from dass.baselines.diswot import View, diswot, view
 from dass.baselines.minibatch import Minibatch
 from dass.baselines.proxies import Proxy
 from dass.data.batches import ResidentBatches
+from dass.explained import TeacherView
 from dass.kd.cohort import evaluate
 from dass.kd.teacher import Teacher
 from dass.networks import SmallResNet, build
@@ -154,6 +155,21 @@ class ValidAccuracy:
     def to(self, device: torch.device) -> "ValidAccuracy":
         """See `Measure`."""
         return ValidAccuracy(self.data.to(device))
+
+
+class ViewScorer:
+    """Values students by the share of the teacher's features that theirs explain."""
+
+    def __init__(self, view: TeacherView) -> None:
+        self._view = view
+
+    def score(self, students: Sequence[Student]) -> torch.Tensor:
+        """float32 (n,): the shares; company changes no more than last bits."""
+        return to_scores(self._view.score(students).tolist())
+
+    def to(self, device: torch.device) -> "ViewScorer":
+        """The same scorer, computing on this device."""
+        return ViewScorer(self._view.to(device))
 
 
 class NetworkScorer:

@@ -66,8 +66,8 @@ class MetaConfig:
     encoding: Encoding = field(
         default="slots",
         metadata={
-            "help": "architecture as slots: one-hot by block; summary: narrowest and mean width and depth of each "
-            "stage, MACs and weights"
+            "help": "architecture as slots: one-hot by block; stages: narrowest and mean width and depth of each; "
+            "summary: and its MACs and weights"
         },
     )
     hidden_dim: int = field(default=64, metadata={"help": "width of the architecture embedding and of the fusion"})

@@ -41,7 +41,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
         "AE",
         "ARE",
     ),  # blind to the student's map it would not be distillation-aware
-    "encoding": ("slots", "summary"),
+    "encoding": ("slots", "stages", "summary"),
     "loss": ("squared", "correlation"),
     "hidden_dim": (32, 64, 128, 256),
     "map_norm": ("none", "layer"),

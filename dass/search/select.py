@@ -169,15 +169,13 @@ def make_scorer(
     the scorer ranks (`dass.meta.episodes.split_support`). precision: of the maps.
 
     Raises:
-        PredictorMismatchError: the method was made for another space or noise, or wants other images or more records.
+        PredictorMismatchError: the method was made for another space or noise, or wants images, others or more records.
         DataError: a measured run diverged, or is of another teacher.
     """
     check_made_for(method.spec, space)
     noise = draw_noise(method.spec.resolution).to(device)
     embedder = Embedder(teacher.state, teacher.student, noise, method.spec.remap_mode, precision)
-    view = None
-    if method.needs_explained and data is not None:
-        view = TeacherView(teacher, images_of(data).to(device), method.spec.remap_mode, precision)
+    view = _view(method, teacher, data, device, precision) if method.needs_explained else None
     support = Support(
         teacher_arch=space.encode(teacher.student),
         teacher_map=embedder.maps([teacher.student])[0],
@@ -186,6 +184,16 @@ def make_scorer(
         students=_measured(space, teacher, measured, embedder, view) if measured else None,
     )
     return PredictorScorer(method.adapt(support), embedder, space, view)
+
+
+def _view(
+    method: MetaMethod, teacher: Teacher, data: BatchSource | None, device: torch.device | str, precision: MapPrecision
+) -> TeacherView:
+    if data is None:
+        raise PredictorMismatchError(
+            "a predictor that compares what students and teacher see needs images of the task, got none; give data"
+        )
+    return TeacherView(teacher, images_of(data).to(device), method.spec.remap_mode, precision)
 
 
 def check_made_for(spec: MethodSpec, space: SearchSpace) -> None:

@@ -53,6 +53,35 @@ def test_maps_equal_those_of_each_student_run_alone(preset: str) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("pass_bytes", [1, 1 << 20, 1 << 30])  # one image at a time, some, and all
+def test_features_of_images_are_what_each_students_classifier_sees(
+    pass_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dass.embed.PASS_BYTES", pass_bytes)
+    space = get_space("paper5_w8")
+    state = trained_like(space.largest, 0)
+    students = [space.largest, *space.sample(12, generator("test", "images"))]
+    images = torch.randn(5, 3, RESOLUTION, RESOLUTION, generator=generator("images"))
+    features = Embedder(state, space.largest, images).features(students, chunk=8)
+    assert features.shape == (13, 5, space.num_channels)
+    for student, found in zip(students, features, strict=True):
+        network = build(student, 5)
+        network.load_state_dict(remap(state, space.largest, student))
+        with torch.inference_mode():
+            logits = network.eval()(images)
+            expected = network.head(found)
+        torch.testing.assert_close(expected, logits, rtol=1e-4, atol=1e-4 * float(logits.abs().max()))
+
+
+def test_several_threads_fill_what_was_made_in_inference_mode() -> None:
+    space = get_space("paper5_w8")
+    embedder = Embedder(trained_like(space.largest, 0), space.largest, draw_noise(RESOLUTION))
+    students = space.sample(20, generator("test", "modes"))
+    with torch.inference_mode():
+        inside = embedder.maps(students, chunk=4)
+    torch.testing.assert_close(inside.clone(), embedder.maps(students, chunk=4))
+
+
 def test_maps_in_bfloat16_are_those_of_each_student_run_alone_in_it() -> None:
     """Both round to 7 bits, at other places: the shortcut of one is added before, that of the other after rounding."""
     space = get_space("paper5")

@@ -136,13 +136,55 @@ class TestNetwork:
         assert model.relate(torch.zeros_like(given.maps), given.teacher_map).isfinite().all()
         assert model.relate(given.maps, torch.zeros_like(given.teacher_map)).isfinite().all()
 
-    def test_encoded_by_stages_it_reads_the_summaries_alone(self) -> None:
+    def test_what_students_explain_is_read_as_a_logarithm_that_is_zero_for_the_teacher(self) -> None:
+        model, given = Predictor(dataclasses.replace(SMALL, inputs="AE"), seed=3), inputs(SMALL)
+        shares = torch.tensor([1.0, 0.5, 0.0, -1e-7])
+        logs = [0.0, math.log(0.5), math.log(1e-3), math.log(1e-3)]
+        assert model.compare(shares, given.arch).flatten().tolist() == pytest.approx(logs, abs=1e-6)
+        weights = dict(model.named_parameters())
+        parts = [
+            given.arch @ weights["arch_encoder.weight"].T + weights["arch_encoder.bias"],
+            torch.tensor(logs)[:, None] @ weights["explained_encoder.weight"].T + weights["explained_encoder.bias"],
+        ]
+        hidden = (torch.cat(parts, 1) @ weights["fusion.weight"].T + weights["fusion.bias"]).tanh()
+        found = model.call(weights, model.prepare(given._replace(explained=shares)))
+        torch.testing.assert_close(found, (hidden @ weights["head.weight"].T + weights["head.bias"]).squeeze(1))
+
+    def test_without_what_it_compares_it_refuses_and_where_it_does_not_it_needs_none(self) -> None:
+        predictor, given = meta_predictor(inputs="AE"), inputs(SMALL)
+        adapted = predictor.adapt(Support(given.arch[0], given.teacher_map, 60.0))
+        assert (predictor.needs_explained, adapted.needs_explained, adapted.needs_maps) == (True, True, False)
+        with pytest.raises(PredictorMismatchError, match="input E compares what students and teacher see in images"):
+            adapted.score(given.maps, given.arch)
+        shares = torch.tensor([0.9, 0.7, 0.5, 0.3])
+        one, other = (
+            adapted.score(given.maps, given.arch, shares),
+            adapted.score(given.maps, given.arch, shares.flip(0)),
+        )
+        assert (one != other).all()
+        blind = meta_predictor(inputs="A").adapt(Support(given.arch[0], given.teacher_map, 60.0))
+        assert not blind.needs_explained
+        assert torch.equal(blind.score(given.maps, given.arch, shares), blind.score(given.maps, given.arch))
+
+    def test_it_adapts_to_what_measured_students_explain(self) -> None:
+        predictor, given = meta_predictor(inputs="AE", support_students=2), inputs(SMALL)
+
+        def score(explained: torch.Tensor) -> torch.Tensor:
+            known = Measured(given.arch[:2], given.maps[:2], torch.tensor([40.0, 70.0]), explained)
+            adapted = predictor.adapt(Support(given.arch[0], given.teacher_map, 60.0, students=known))
+            return adapted.score(given.maps, given.arch, torch.full((4,), 0.5))
+
+        assert (score(torch.tensor([0.2, 0.4])) != score(torch.tensor([0.4, 0.2]))).all()
+
+    @pytest.mark.parametrize(("encoding", "num"), [("summary", 14), ("stages", 12)])
+    def test_encoded_as_a_summary_it_reads_that_alone(self, encoding: Any, num: int) -> None:
         space = get_space("smoke")
-        spec = dataclasses.replace(SMALL, inputs="A", encoding="summary", arch_dim=space.encoding_dim)
+        spec = dataclasses.replace(SMALL, inputs="A", encoding=encoding, arch_dim=space.encoding_dim)
         model, given = Predictor(spec, seed=0), inputs(SMALL)
         vectors = space.encode_many(space.sample(4, generator("s", 0)))
         weights = dict(model.named_parameters())
-        encoded = space.summarise(vectors) @ weights["arch_encoder.weight"].T + weights["arch_encoder.bias"]
+        read = space.summarise(vectors)[:, :num]
+        encoded = read @ weights["arch_encoder.weight"].T + weights["arch_encoder.bias"]
         hidden = (encoded @ weights["fusion.weight"].T + weights["fusion.bias"]).tanh()
         expected = hidden @ weights["head.weight"].T + weights["head.bias"]
         torch.testing.assert_close(model(given.maps, vectors, given.teacher_map), expected)

@@ -286,7 +286,7 @@ class TestFailures:
 class TestNames:
     def test_variants_are_named_after_what_differs(self) -> None:
         kinds = Counter(name.partition("+")[2] for name in BASELINES)
-        assert kinds == {"": 14, "remap": 8, "kd": 4, "kd+remap": 4}
+        assert kinds == {"": 15, "remap": 8, "kd": 4, "kd+remap": 4}
 
     def test_an_unknown_name_is_told_with_all_and_the_nearest(self) -> None:
         with pytest.raises(ConfigError, match=r"one of params, macs, .*short_kd, got 'sinp'; did you mean snip\?"):

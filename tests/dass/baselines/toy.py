@@ -48,6 +48,7 @@ def task(name: str, slope: float, seed: int, *, level: float = 60, num: int = 40
         teacher_map=teacher_map,
         teacher_accuracy_pct=level + 10 * slope,
         images=ImageFeatures(images, ENCODER),
+        explained=(0.2 + size) / 1.2,
     )
 
 

@@ -3,10 +3,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
-from dass.meta.adapt import Example, InnerLoop, Order, Params, adapt, outer_backward
+from dass.meta.adapt import LEVEL, Example, InnerLoop, Order, Params, adapt, outer_backward, outer_loss
 
 
 def line(params: Params, x: torch.Tensor) -> torch.Tensor:
@@ -59,6 +60,32 @@ class TestInnerStep:
         adapted = adapt(line, leaves(w=1, b=0), leaves(w=1, b=1), *point(2, math.inf), InnerLoop(steps=3))
         assert adapted.num_skipped == 3
         assert adapted.params["w"].item() == 1
+
+
+class TestOuterLoss:
+    def test_squared_is_the_mean_squared_error(self) -> None:
+        predicted, values = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 4.0, 1.0])
+        assert outer_loss(predicted, values, "squared").item() == pytest.approx(13 / 3)
+
+    def test_correlation_is_one_less_pearsons_and_a_share_of_the_squared_error(self) -> None:
+        predicted, values = torch.tensor([1.0, 2.0, 4.0, 3.5]), torch.tensor([10.0, 40.0, 10.0, 50.0])
+        expected = 1 - np.corrcoef(predicted, values)[0, 1] + LEVEL * float(((predicted - values) ** 2).mean())
+        assert outer_loss(predicted, values, "correlation").item() == pytest.approx(expected, rel=1e-5)
+
+    def test_however_far_apart_values_lie_the_order_counts_alike(self) -> None:
+        values = torch.tensor([1.0, 2.0, 3.0])
+        near, far = (outer_loss(scale * values, scale * values, "correlation") for scale in (0.01, 100.0))
+        assert near.item() == pytest.approx(0, abs=1e-5)
+        assert far.item() == pytest.approx(0, abs=1e-5)
+
+    def test_equal_predictions_or_values_have_a_finite_loss_and_gradient(self) -> None:
+        equal, rising = torch.ones(3), torch.arange(3.0)
+        for predicted, values in ((equal, rising), (rising, equal), (torch.ones(1), torch.zeros(1))):
+            asked = predicted.clone().requires_grad_()
+            loss = outer_loss(asked, values, "correlation")
+            (gradient,) = torch.autograd.grad(loss, asked)
+            assert loss.isfinite()
+            assert gradient.isfinite().all()
 
 
 class TestOuterGradient:

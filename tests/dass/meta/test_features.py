@@ -5,6 +5,7 @@ import torch
 
 from dass.embed import Embedder, draw_noise
 from dass.errors import DataError, StoreError
+from dass.explained import TeacherView
 from dass.kd.teacher import Teacher
 from dass.meta.episodes import ImageFeatures, MetaTask
 from dass.meta.features import featurise, pack_task, unpack_task
@@ -99,6 +100,20 @@ def test_a_file_gives_the_task_back() -> None:
     assert torch.equal(again.images.values, images.values)
 
 
+def test_what_students_explain_follows_the_records_and_is_kept_in_the_file() -> None:
+    records = make_records(5)
+    view = TeacherView(TEACHER, torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(2)))
+    task = featurise("flowers", SPACE, TEACHER, records, EMBEDDER, view=view)
+    assert task.explained is not None
+    assert torch.equal(task.explained, view.score([record.run.student for record in records]))
+    again = unpack_task(pack_task(task))
+    assert again.explained is not None
+    assert torch.equal(again.explained, task.explained)
+    chosen = task.students(torch.tensor([3, 1]))
+    assert chosen.explained is not None
+    assert torch.equal(chosen.explained, task.explained[[3, 1]])
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -106,7 +121,7 @@ def test_a_file_gives_the_task_back() -> None:
         ("maps", torch.full((5, 64, 2, 2), torch.nan)),
         ("targets_pct", torch.full((5,), 101.0)),
         ("teacher_arch", torch.zeros(3)),
-        ("version", 2),
+        ("version", 1),
         ("teacher_accuracy_pct", "87.5"),
         ("encoder", "one without images"),
     ],

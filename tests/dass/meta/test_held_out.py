@@ -73,7 +73,12 @@ class TestFolds:
         tasks = tiny25(make_pack(num_classes=40, per_class=60))
         groups = [list(range(5 * index, 5 * index + 5)) for index in range(5)]
         assert by_classes(tasks) == groups
-        order = [2, 24, 3, *(index for index in range(25) if index not in (2, 3, 24))]  # small ones before what joins them
+        order = [
+            2,
+            24,
+            3,
+            *(index for index in range(25) if index not in (2, 3, 24)),
+        ]  # small ones before what joins them
         found = by_classes([tasks[index] for index in order])
         assert sorted(sorted(order[place] for place in group) for group in found) == groups
 

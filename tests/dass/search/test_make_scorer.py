@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from dass.baselines.tans import TansConfig
 from dass.data.image_features import image_features, teacher_encoder
 from dass.embed import Embedder, draw_noise, noise_sha
 from dass.errors import DataError, PredictorMismatchError
+from dass.explained import TeacherView, images_of
 from dass.kd.teacher import Teacher
 from dass.meta.episodes import MetaTask, split_support
 from dass.meta.features import featurise
@@ -22,6 +24,7 @@ from dass.records import Record, Status
 from dass.search.budget import Budget
 from dass.search.select import SearchConfig, StoredScorer, make_scorer, search
 from dass.search.strategies import make_strategy
+from tests.dass.kd.tiny import DATA
 from tests.dass.meta.test_features import NUM_CLASSES, SPACE, make_record, make_teacher
 
 RESOLUTION = 16
@@ -50,13 +53,17 @@ def make_records(seed: int, num: int = 12) -> list[Record]:
     return [make_record(student, 40.0 + 3 * index) for index, student in enumerate(students)]
 
 
-def make_task(name: str, seed: int) -> MetaTask:
+def make_task(name: str, records: Sequence[Record]) -> MetaTask:
     embedder = Embedder(TEACHER.state, TEACHER.student, NOISE)
-    return featurise(name, SPACE, TEACHER, make_records(seed), embedder, IMAGES)
+    return featurise(name, SPACE, TEACHER, records, embedder, IMAGES, TeacherView(TEACHER, images_of(DATA)))
+
+
+def lesson(name: str, seed: int) -> MetaTask:
+    return make_task(name, make_records(seed))
 
 
 def train(config: Any, spec: Any) -> MetaMethod:
-    run: MetaTraining[Any] = MetaTraining(spec, config, [make_task("a", 1), make_task("b", 2)], [make_task("c", 3)])
+    run: MetaTraining[Any] = MetaTraining(spec, config, [lesson("a", 1), lesson("b", 2)], [lesson("c", 3)])
     list(run)
     return run.best()  # type: ignore[no-any-return]
 
@@ -65,6 +72,8 @@ def methods() -> dict[str, MetaMethod]:
     dass = MetaConfig(**SHORT)
     few = dataclasses.replace(dass, support_students=3)
     adapting = {"dass": dass, "maml": maml(dass), "meta_sgd on 3 students": meta_sgd(few), "dass on 3 students": few}
+    adapting["dass with ARE"] = dataclasses.replace(dass, inputs="ARE")
+    adapting["dass with E on 3 students"] = dataclasses.replace(few, inputs="E")
     meta_d2a, tans = MetaD2AConfig(**SHORT, images_per_class=5), TansConfig(**SHORT)
     return {
         **{name: train(config, config.spec(**PLACE)) for name, config in adapting.items()},
@@ -82,10 +91,9 @@ def test_scores_are_those_of_the_method_on_the_task_made_of_the_records(name: st
     method = METHODS[name]
     shown, rest = split_support(len(UNSEEN), method.num_support, "unseen")
     measured, asked = [UNSEEN[i] for i in shown], [UNSEEN[i].run.student for i in rest]
-    scorer = make_scorer(method, SPACE, TEACHER, images=IMAGES, measured=measured)
-    embedder = Embedder(TEACHER.state, TEACHER.student, NOISE)
-    of = featurise("unseen", SPACE, TEACHER, UNSEEN, embedder, IMAGES)
-    expected = method.adapt(of.support(shown)).score(of.maps[rest], of.arch[rest])
+    scorer = make_scorer(method, SPACE, TEACHER, images=IMAGES, data=DATA, measured=measured)
+    of = make_task("unseen", UNSEEN)
+    expected = method.adapt(of.support(shown)).score(*of.students(rest).seen)
     found = scorer.score(asked)
     assert (found.dtype, found.shape) == (torch.float32, (len(asked),))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
@@ -97,17 +105,17 @@ def test_stored_maps_give_the_scores_that_the_teacher_gives(name: str) -> None:
     method = METHODS[name]
     shown, rest = split_support(len(UNSEEN), method.num_support, "unseen")
     measured, asked = [UNSEEN[i] for i in shown], [UNSEEN[i].run.student for i in rest.flip(0)]
-    expected = make_scorer(method, SPACE, TEACHER, images=IMAGES, measured=measured).score(asked)
-    of = featurise("unseen", SPACE, TEACHER, UNSEEN, Embedder(TEACHER.state, TEACHER.student, NOISE), IMAGES)
+    expected = make_scorer(method, SPACE, TEACHER, images=IMAGES, data=DATA, measured=measured).score(asked)
+    of = make_task("unseen", UNSEEN)
     scorer = StoredScorer(method.adapt(of.support(shown)), of, [record.run.student for record in UNSEEN])
     torch.testing.assert_close(scorer.to(torch.device("cpu")).score(asked), expected, rtol=1e-4, atol=1e-3)
     with pytest.raises(DataError, match="only students whose maps are stored can be scored"):
         scorer.score([SPACE.sample(256, torch.Generator())[-1], SPACE.largest])
 
 
-@pytest.mark.parametrize("name", ["maml", "meta_d2a", "tans"])
+@pytest.mark.parametrize("name", ["maml", "dass with ARE", "meta_d2a", "tans"])
 def test_it_ranks_the_candidates_of_a_search_on_any_number_of_threads(name: str) -> None:
-    scorer = make_scorer(METHODS[name], SPACE, TEACHER, images=IMAGES)
+    scorer = make_scorer(METHODS[name], SPACE, TEACHER, images=IMAGES, data=DATA)
     config = SearchConfig(candidates=40, batch=20, chunk=8)
     found = []
     for threads in (1, 2):
@@ -121,7 +129,7 @@ def test_it_ranks_the_candidates_of_a_search_on_any_number_of_threads(name: str)
 def test_a_worker_that_it_is_sent_to_scores_alike(name: str) -> None:
     method = METHODS[name]
     measured = UNSEEN[: method.num_support]
-    scorer = make_scorer(method, SPACE, TEACHER, images=IMAGES, measured=measured)
+    scorer = make_scorer(method, SPACE, TEACHER, images=IMAGES, data=DATA, measured=measured)
     students = [record.run.student for record in UNSEEN[5:]]
     sent = pickle.loads(pickle.dumps(scorer))  # noqa: S301 - as Ray does between its own processes
     assert torch.equal(sent.score(students), scorer.score(students))
@@ -139,6 +147,8 @@ def test_a_method_of_another_space_or_noise_is_refused() -> None:
 def test_what_a_method_looks_at_must_be_given() -> None:
     with pytest.raises(PredictorMismatchError, match="got none"):
         make_scorer(METHODS["meta_d2a"], SPACE, TEACHER)
+    with pytest.raises(PredictorMismatchError, match="needs images of the task, got none; give data"):
+        make_scorer(METHODS["dass with E on 3 students"], SPACE, TEACHER, measured=UNSEEN[:3])
     with pytest.raises(PredictorMismatchError, match="trained with, 3, got 0"):
         make_scorer(METHODS["dass on 3 students"], SPACE, TEACHER)
 
