@@ -20,7 +20,7 @@ from dass.kd.teacher import Teacher
 from dass.records import Init, Student
 
 NUM_IMAGES = 64
-RIDGE = 0.15  # of the mean variance of a channel times the number of channels, 1: more than noise of so few images
+RIDGE = 0.05  # beside eigenvalues that add up to 1
 _LEAST_SD = 1e-4  # channels that vary less are as good as constant
 
 
@@ -76,7 +76,7 @@ def explained(features: torch.Tensor, teachers: torch.Tensor) -> torch.Tensor:
     """The share of the variance of features (B, C) that a ridge regression from each of (n, B, C) explains: (n,) in 0..1.
 
     All channels are brought to mean 0 and standard deviation 1 over the images. The regression is solved in the space of
-    the images, with a ridge of RIDGE in units of the mean eigenvalue's sum; the images are those it was fitted to.
+    the images, whose products are divided so that their eigenvalues add up to 1, and it is fitted to the images it is judged by.
     """
     num_images, num_channels = teachers.shape
     own, wanted = _standardise(features), _standardise(teachers)
