@@ -44,10 +44,10 @@ def test_the_predictor_is_a_small_file_made_as_its_recipe_says() -> None:
     assert PREDICTOR.stat().st_size < 20e6
 
 
-def test_its_calibration_is_of_all_ten_splits_in_five_groups() -> None:
+def test_its_calibration_is_of_all_25_tasks_in_five_groups() -> None:
     calibration = read_predictor().calibration
     assert calibration is not None
-    assert (len(calibration.tasks), len(calibration.groups)) == (10, 5)
+    assert (len(calibration.tasks), len(calibration.groups)) == (25, 5)
 
 
 def test_the_records_are_those_of_the_card_and_hold_neither_images_nor_weights(store: FolderStore) -> None:
@@ -58,7 +58,7 @@ def test_the_records_are_those_of_the_card_and_hold_neither_images_nor_weights(s
     assert {record.run.recipe for record in records if not record.run.teacher} == {recipe.teacher}
     assert {record.result.status for record in records} == {Status.FINISHED}
     students = Counter((names[record.run.task], record.run.seed) for record in records if record.run.teacher)
-    splits = {f"tiny10-{index}" for index in range(10)}
+    splits = {f"tiny10-{index}" for index in range(10)} | {f"tiny25-{index}" for index in range(15)}
     assert {name for name, seed in students if seed == 0} == splits | TARGETS
     assert {students[name, 0] for name in splits} == {30}
     assert {(students[name, 0], students[name, 1]) for name in TARGETS} == {(30, 10)}
@@ -174,7 +174,7 @@ def test_predictor_and_calibration_can_be_made_again_from_the_records(tmp_path: 
     assert answer.code == 0, answer.err
     found, shipped = json.loads(answer.out), read_predictor().calibration
     assert shipped is not None
-    assert found["spearman"] == pytest.approx(0.84, abs=0.05)
+    assert found["spearman"] == pytest.approx(0.78, abs=0.05)
     assert found["label_noise_pct"] == pytest.approx(shipped.label_noise_pct)
     assert found["half_width_pct"] == pytest.approx(shipped.half_width_pct(0.8), rel=0.2)
     assert load(output).method.spec == load().method.spec
