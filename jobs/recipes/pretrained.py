@@ -11,7 +11,7 @@ from jobs.recipes.tiny_imagenet import tiny25_32px
 def pretrained() -> Config:
     """All classes of the images that you give are the target: `search --data SPEC`, then `distil` and `report`.
 
-    A search takes seconds beside its teacher's training; teacher and nine final runs take minutes for a thousand images.
+    A search takes half a minute beside its teacher's training; teacher and nine final runs take minutes for a thousand images.
     Teacher and students are trained as those were that the predictor has learned from, so that what it predicts is what
     comes out.
     """
