@@ -79,7 +79,7 @@ def subset(task: MetaTask, share: float, seed: int, least: int = 2) -> MetaTask:
     """The first students of a random order, at least two and `least`; a smaller share's are among a larger one's."""
     order = torch.randperm(task.num_students, generator=generator("learning curve", task.name, seed))
     chosen = order[: max(2, least, round(share * task.num_students))].to(task.maps.device)
-    return replace(task, arch=task.arch[chosen], maps=task.maps[chosen], targets_pct=task.targets_pct[chosen])
+    return replace(task, **task.students(chosen)._asdict())
 
 
 def _gain(points: Sequence[CurvePoint], more: int) -> float:

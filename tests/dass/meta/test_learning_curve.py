@@ -1,9 +1,11 @@
 """Learning curves of the predictor: the power law against known ones, subsets and short trainings on toy tasks."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from dass.meta.episodes import MetaTask
 from dass.meta.learning_curve import REPETITIONS, CurvePoint, gain, measure, subset
@@ -64,6 +66,13 @@ def test_subsets_are_nested_and_differ_from_repetition_to_repetition() -> None:
     assert [each.num_students for each in (small, large, other)] == [6, 12, 12]
     assert students(small).items() < students(large).items() < students(whole).items()
     assert students(large) != students(other)
+
+
+def test_what_students_explain_stays_with_them() -> None:
+    of = task("a", 60, 0, num=10)
+    part = subset(replace(of, explained=of.targets_pct / 100), 0.5, 0)
+    assert part.explained is not None
+    assert torch.equal(part.explained, part.targets_pct / 100)
 
 
 def test_a_curve_is_measured_by_real_meta_trainings() -> None:
