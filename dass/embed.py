@@ -41,7 +41,9 @@ from dass.threads import workers
 NOISE_SEED = 0
 _KEPT_NOISE = Path(__file__).with_name("noise.safetensors")
 CHUNK = 128  # students whose maps are computed together, by one thread
-PASS_BYTES = 256 << 20  # of a stage's maps where students look at several images: so many of them at once
+PASS_BYTES = (
+    64 << 20
+)  # of a level's maps, of which some lie in memory at once: students look at so many images together
 WIDE = 96 * 96  # channels in times channels out, from which Winograd's filtering is the faster one on a CPU
 
 MapPrecision = Literal["float32", "bfloat16"]
@@ -213,7 +215,7 @@ class Embedder:
             torch.split(self._stem, at_once, dim=1), torch.split(features, at_once, dim=1), strict=True
         ):
             part = copy.copy(self)
-            part._stem = stem
+            part._stem, part._idle, part._pairs = stem, self._idle, self._pairs
             part._fill(room, students, chunk, lambda found: found.mean(dim=(3, 4)))
         return features
 

@@ -2,8 +2,8 @@
 
 A student takes over slices of its teacher's weights. What its last layer then makes of the task's images is compared with
 what the teacher's does: the share of the teacher's features, over the images, that a ridge regression from the student's
-explains. Distillation trains such a linear map first of all, so no rotation or scaling of the features counts, only
-what is lost. Linear regression as a likeness of representations: Kornblith et al., ICML 2019, section 3.
+explains. Distillation trains such a linear map first of all, so what counts is what is lost, not how channels are
+scaled or ordered. Linear regression as a likeness of representations: Kornblith et al., ICML 2019, section 3.
 
 Shape legend: n students, B images, C channels of the last stage, R resolution.
 """
@@ -22,6 +22,7 @@ from dass.records import Init, Student
 NUM_IMAGES = 64
 RIDGE = 0.05  # beside eigenvalues that add up to 1
 _LEAST_SD = 1e-4  # channels that vary less are as good as constant
+_LEAST = 1e-12  # nothing is explained of what does not vary
 
 
 def images_of(data: BatchSource) -> torch.Tensor:
@@ -83,7 +84,7 @@ def explained(features: torch.Tensor, teachers: torch.Tensor) -> torch.Tensor:
     gram = own @ own.transpose(1, 2) / (num_images * num_channels)
     ridge = RIDGE * torch.eye(num_images, device=gram.device)
     residual: torch.Tensor = RIDGE * torch.linalg.solve_ex(gram + ridge, wanted.expand(len(own), -1, -1)).result
-    return 1 - residual.square().sum(dim=(1, 2)) / wanted.square().sum().clamp_min(_LEAST_SD)
+    return 1 - residual.square().sum(dim=(1, 2)) / wanted.square().sum().clamp_min(_LEAST)
 
 
 def _standardise(features: torch.Tensor) -> torch.Tensor:

@@ -355,8 +355,10 @@ def to_examples(support: Support, num_students: int) -> Measured:
         )
     if support.students is not None:
         return support.students.clone()
-    target = torch.tensor([support.teacher_accuracy_pct])
-    return Measured(support.teacher_arch[None].clone(), support.teacher_map[None].clone(), target, torch.ones(1))
+    one = support.teacher_map.new_ones(1)
+    return Measured(
+        support.teacher_arch[None].clone(), support.teacher_map[None].clone(), one * support.teacher_accuracy_pct, one
+    )
 
 
 def save_predictor(model: Predictor, rates: Params, *, is_selected: bool = True) -> bytes:

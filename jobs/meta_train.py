@@ -194,15 +194,21 @@ def features_of(
     device: torch.device | str = "cpu",
     teacher: str | None = None,
 ) -> MetaTask:
-    """The maps, encodings and accuracies of a task's records; of the recipe's teacher unless another is named."""
+    """The maps, encodings and accuracies of a task's records; of the recipe's teacher unless another is named.
+
+    What students explain is among them where the recipe's predictor asks for it, or where it is kept already.
+    """
     teacher_id = teacher or teachers.run_of(job, task).id
+    needs_view = "E" in job.config.meta.inputs
     known = get_features(job.store, features_key(job, teacher_id, records))
-    if known is not None:
+    if known is not None and (known.explained is not None or not needs_view):
         return replace(known, maps=known.maps.to(device))
     found = load_teacher(job.database, teacher_id, task.id)
     embedder = Embedder(found.state, found.student, draw_noise(task.resolution).to(device))
-    data = ResidentBatches.of(job.pack(task), task, embedder.device)
-    return featurise(task.name, job.space, found, records, embedder, view=TeacherView(found, images_of(data)))
+    view = None
+    if needs_view:
+        view = TeacherView(found, images_of(ResidentBatches.of(job.pack(task), task, embedder.device)))
+    return featurise(task.name, job.space, found, records, embedder, view=view)
 
 
 def features_key(job: Job, teacher: str, records: Sequence[Record]) -> str:

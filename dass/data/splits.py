@@ -16,11 +16,7 @@ from dass.seeding import generator
 TASK_ID_VERSION = 1
 TINY10_GROUPS = 5
 TINY10_DISJOINT_GROUPS = 10
-SMALL_TASKS = (
-    (4, 1.0),
-    (4, 0.4),
-    (2, 0.2),
-)  # of `tiny25`: one in so many classes of a group, and the share of their images
+SMALL_TASKS = (1.0, 0.4, 0.2)  # of `tiny25`, on a quarter, a quarter and half of a group: the share of their images
 
 
 def task_id(*parts: tuple[torch.Tensor, torch.Tensor]) -> str:
@@ -132,10 +128,10 @@ def tiny25(pack: Pack, seed: int = 0) -> list[Task]:
         DataError: as in `tiny10`, or a group has fewer than 8 classes, or a class too few images for both halves.
     """
     splits = tiny10(pack, seed)
-    least = 2 * max(part_of for part_of, _ in SMALL_TASKS)
-    if len(pack.class_names) < least * TINY10_GROUPS:
+    least = 8 * TINY10_GROUPS  # two in each quarter
+    if len(pack.class_names) < least:
         raise DataError(
-            f"tiny25 needs {least * TINY10_GROUPS} or more classes, got {len(pack.class_names)} in {pack.name}; "
+            f"tiny25 needs {least} or more classes, got {len(pack.class_names)} in {pack.name}; "
             "use a source with more of them, or data.split='tiny10'"
         )
     tasks = []
@@ -143,8 +139,10 @@ def tiny25(pack: Pack, seed: int = 0) -> list[Task]:
         tasks += splits[2 * index : 2 * index + 2]
         rng = generator("tiny25", seed, index)
         classes = [group[place] for place in torch.randperm(len(group), generator=rng).tolist()]
-        for number, (part_of, share) in enumerate(SMALL_TASKS):
-            chosen, classes = classes[: len(group) // part_of], classes[len(group) // part_of :]
+        quarter = len(group) // 4
+        for number, (chosen, share) in enumerate(
+            zip((classes[:quarter], classes[quarter : 2 * quarter], classes[2 * quarter :]), SMALL_TASKS, strict=True)
+        ):
             name = f"tiny25-{len(SMALL_TASKS) * index + number}"
             tasks.append(_small_task(pack, name, sorted(chosen), share, rng))
     return tasks

@@ -24,8 +24,8 @@ class DataConfig:
     split: Literal["classes", "tiny10", "tiny10_disjoint", "tiny25", "whole"] = field(
         default="classes",
         metadata={
-            "help": "classes: tasks of a few classes each; tiny10: the paper's Tiny-ImageNet splits; tiny25: and "
-            "small tasks of the same classes; whole: one target and no meta-tasks"
+            "help": "classes: tasks of a few classes each; tiny10: the paper's Tiny-ImageNet splits; tiny10_disjoint: ten "
+            "without common classes; tiny25: tiny10 and fifteen small tasks; whole: one target and no meta-tasks"
         },
     )
     classes_per_task: int = field(default=3, metadata={"help": "classes of a meta-training or meta-validation task"})

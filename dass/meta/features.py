@@ -14,7 +14,7 @@ from dass.records import Record, Status
 from dass.spaces.space import SearchSpace
 from dass.tensors import pack_tensors, unpack_tensors
 
-FILE_VERSION = 2
+FILE_VERSION = 1
 _TENSORS = ("arch", "maps", "targets_pct", "teacher_arch", "teacher_map")
 
 

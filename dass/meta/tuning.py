@@ -32,15 +32,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "inner_steps": (1, 2, 3),
     "order": ("second", "first"),
     "guided": (True, True, True, False),
-    "inputs": (
-        "SAT",
-        "SA",
-        "ST",
-        "AR",
-        "SATR",
-        "AE",
-        "ARE",
-    ),  # blind to the student's map it would not be distillation-aware
+    "inputs": ("SAT", "SA", "ST", "AR", "SATR"),  # blind to the student's map it would not be distillation-aware
     "encoding": ("slots", "stages", "summary"),
     "loss": ("squared", "correlation"),
     "hidden_dim": (32, 64, 128, 256),

@@ -57,7 +57,7 @@ class SearchSpace(Protocol):
 
     @property
     def summary_dim(self) -> int:
-        """Length of a stage summary."""
+        """Length of a summary."""
 
     def summarise(self, vectors: torch.Tensor) -> torch.Tensor:
         """Vectors of `encode_many` in a few numbers, float32 (n, summary_dim); the teacher's are zeros."""

@@ -31,7 +31,7 @@ class TestExplained:
             fit = Ridge(alpha=RIDGE * len(x) * x.shape[1], fit_intercept=False).fit(x, y)
             assert found.item() == pytest.approx(1 - ((y - fit.predict(x)) ** 2).sum() / (y**2).sum(), abs=1e-3)
 
-    def test_rotating_the_teacher_or_scaling_a_student_changes_nothing(self) -> None:
+    def test_scaling_and_ordering_channels_changes_nothing(self) -> None:
         given = features(2)
         wanted = given[0] @ features(1, 6, 6, seed=2)[0]
         scaled = given * torch.tensor([3.0, 0.1, 7.0, 1.0, 2.0, 0.5]) + 4

@@ -121,7 +121,7 @@ def test_what_students_explain_follows_the_records_and_is_kept_in_the_file() -> 
         ("maps", torch.full((5, 64, 2, 2), torch.nan)),
         ("targets_pct", torch.full((5,), 101.0)),
         ("teacher_arch", torch.zeros(3)),
-        ("version", 1),
+        ("version", 2),
         ("teacher_accuracy_pct", "87.5"),
         ("encoder", "one without images"),
     ],
