@@ -88,7 +88,7 @@ def test_a_recipe_file_must_be_there_and_be_toml(new: Path, tmp_path: Path) -> N
         ("data.valid_fraction=0.8", "must be positive and sum to less than 1, got 0.8 and 0.3"),
         (
             "data.split=tiny100",
-            "data.split must be one of classes, tiny10, tiny10_disjoint, whole, got 'tiny100'; did you mean",
+            "data.split must be one of classes, tiny10, tiny10_disjoint, tiny25, whole, got 'tiny100'; did you mean",
         ),
     ],
 )
