@@ -152,15 +152,6 @@ class ResidentBatches:
             yield normalise(images[start:end]), labels[start:end].clone()
 
 
-def _check_inside(what: str, task: Task, indices: Sequence[int], num: int) -> None:
-    """Raise DataError unless all indices are those of a pack with `num` of the kind: a task may come from a store."""
-    if indices and not 0 <= min(indices) <= max(indices) < num:
-        raise DataError(
-            f"task {task.name} must take its {what} from 0..{num - 1} of its pack, got {min(indices)}..{max(indices)}; "
-            "delete the task and run `data` again"
-        )
-
-
 def plain_batch(data: BatchSource, num_images: int, seed: int) -> Batch:
     """Different images of the train part without augmentation, or all where it has fewer, and their labels.
 
@@ -168,3 +159,12 @@ def plain_batch(data: BatchSource, num_images: int, seed: int) -> Batch:
     """
     plain = Recipe(batch_size=num_images, flip=0.0, vertical_flip=0.0, crop_padding=0)
     return data.train_epoch(plain, seed, 0).batch(0)
+
+
+def _check_inside(what: str, task: Task, indices: Sequence[int], num: int) -> None:
+    """Raise DataError unless all indices are those of a pack with `num` of the kind: a task may come from a store."""
+    if indices and not 0 <= min(indices) <= max(indices) < num:
+        raise DataError(
+            f"task {task.name} must take its {what} from 0..{num - 1} of its pack, got {min(indices)}..{max(indices)}; "
+            "delete the task and run `data` again"
+        )

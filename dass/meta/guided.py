@@ -203,7 +203,7 @@ class _Lesson:
                 explained=model.compare(task.explained, task.arch),
                 targets=to_unit(task.targets_pct, unit, task.teacher_accuracy_pct),
                 teacher=model.prepare(Inputs(teacher.maps, teacher.arch, teacher.maps[0], teacher.explained)),
-                target=to_unit(teacher.targets_pct.to(task.maps.device), unit, task.teacher_accuracy_pct),
+                target=to_unit(teacher.targets_pct, unit, task.teacher_accuracy_pct),
             )
 
     def example(self, queries: torch.Tensor, support: torch.Tensor) -> Example:
