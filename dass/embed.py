@@ -41,9 +41,7 @@ from dass.threads import workers
 NOISE_SEED = 0
 _KEPT_NOISE = Path(__file__).with_name("noise.safetensors")
 CHUNK = 128  # students whose maps are computed together, by one thread
-PASS_BYTES = (
-    64 << 20
-)  # of a level's maps, of which some lie in memory at once: students look at so many images together
+PASS_BYTES = 64 << 20  # of a level's maps: students look at so many images together as this has room for
 WIDE = 96 * 96  # channels in times channels out, from which Winograd's filtering is the faster one on a CPU
 
 MapPrecision = Literal["float32", "bfloat16"]

@@ -40,7 +40,7 @@ class Job:
     console: Console
     dry_run: bool = False
     takeover: bool = False
-    _packs: dict[str, Pack] = field(default_factory=dict, repr=False)  # by source: those read in this process
+    _packs: dict[str, Pack] = field(default_factory=dict, repr=False)  # by source or id: those read in this process
 
     @classmethod
     def open(
@@ -153,6 +153,7 @@ class Job:
         loaded = load_pack(self.store, task.source, open_cache(self.config.lanes))
         if loaded.problem:
             self.console.say(f"packs are not cached: {loaded.problem}")
+        self._packs[task.source] = loaded.pack  # tasks share packs
         return loaded.pack
 
     def _read(self, source: str) -> Pack:
