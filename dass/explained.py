@@ -5,6 +5,8 @@ what the teacher's does: the share of the teacher's features, over the images, t
 explains. Distillation trains such a linear map first of all, so what counts is what is lost, not how channels are
 scaled or ordered. Linear regression as a likeness of representations: Kornblith et al., ICML 2019, section 3.
 
+Images are halved in width and height where networks take that: a quarter of the work, and students rank as well by it.
+
 Shape legend: n students, B images, C channels of the last stage, R resolution.
 """
 
@@ -12,13 +14,15 @@ import copy
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the customary name
 
 from dass.data.batches import BatchSource, plain_batch
 from dass.embed import Embedder, MapPrecision
-from dass.errors import DataError
+from dass.errors import DataError, PredictorMismatchError
 from dass.kd.teacher import Teacher
 from dass.records import Init, Student
 
+VIEW = 2  # the version of this score: a predictor, and features that are kept, hold for one
 NUM_IMAGES = 64
 RIDGE = 0.05  # beside eigenvalues that add up to 1
 _LEAST_SD = 1e-4  # channels that vary less are as good as constant
@@ -26,8 +30,21 @@ _LEAST = 1e-12  # nothing is explained of what does not vary
 
 
 def images_of(data: BatchSource) -> torch.Tensor:
-    """The images of a task that are looked at, float32 (B, 3, R, R) on their device: the same ones for every teacher."""
-    return plain_batch(data, NUM_IMAGES, seed=0)[0]
+    """The images of a task that are looked at, the same ones for every teacher: float32 (B, 3, R / 2, R / 2) on their device.
+
+    They keep their size where half of it is no multiple of 8, which networks want.
+    """
+    images = plain_batch(data, NUM_IMAGES, seed=0)[0]
+    return images if images.shape[-1] % 16 else F.avg_pool2d(images, 2)
+
+
+def check_view(view: int) -> None:
+    """Raise PredictorMismatchError unless a predictor that learned from this version of the score may be asked."""
+    if view != VIEW:
+        raise PredictorMismatchError(
+            f"a predictor ranks only what it was made for: its view of students is version {view}, got {VIEW}; run "
+            "meta-training again"
+        )
 
 
 class TeacherView:
@@ -35,7 +52,7 @@ class TeacherView:
 
     Args:
         teacher: with its weights.
-        images: float32 (B, 3, R, R) of the task; their device is the device of the computation.
+        images: float32 (B, 3, H, W) of the task; their device is the device of the computation.
         mode: how students are remapped; `scratch` has no teacher to slice and is refused.
         precision: see `Embedder`.
 

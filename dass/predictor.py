@@ -3,8 +3,6 @@
 Reading order: `PredictorSpec` (what it is for), `Predictor` (the network), `MetaPredictor` (network and learned inner
 rates, what meta-training gives), `Adapted` (after the inner step on one teacher, what ranks students), then its file.
 
-With inputs "A" it is the network of MAML and Meta-SGD (section 6.1).
-
 Shape legend: n students, k of them support, C channels of the last stage, h = w = resolution / 8, D length of the
 architecture vector.
 """
@@ -18,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812 - the customary name
 from torch import nn
 
 from dass.errors import ConfigError, PredictorMismatchError
+from dass.explained import check_view
 from dass.meta.adapt import InnerLoop, Params, adapt
 from dass.meta.episodes import Measured, Support
 from dass.meta.files import match_spec, read_method, write_method
@@ -35,7 +34,6 @@ MapNorm = Literal["none", "layer"]
 
 MAP_CHANNELS = (128, 256)  # of the two convolutions of a map encoder, whatever the number of channels that enter
 METHOD = "dass"
-
 NUM_RELATIONS = 3  # of a student's map to the teacher's
 _LEAST_NORM = 1e-6  # of a map, or its logarithm could be infinite
 _LEAST_EXPLAINED = 1e-3  # the same of what a student explains
@@ -48,7 +46,8 @@ class PredictorSpec:
 
     space, resolution, noise_sha, remap_mode: the maps and encodings it has learned from; others mean nothing to it.
     num_channels: C. arch_dim: D. inputs: which of student map (S), architecture (A), teacher map (T), relations of the
-    two maps (R) and the share of the teacher's features that the student's explain (E, `dass.explained`) it sees. encoding:
+    two maps (R) and the share of the teacher's features that the student's explain (E, `dass.explained`) it sees; view: the
+    version of that share, 0 without it. encoding:
     of the architecture, `slots` as it comes, `summary` by `SearchSpace.summarise`, or `stages`: without sizes.
     hidden_dim: width of the architecture embedding and of the fusion. unit: what the network itself puts out.
     inner_steps, guided, rate_init: the adaptation that was trained. map_norm: `layer` normalises each map as a whole.
@@ -62,6 +61,7 @@ class PredictorSpec:
     arch_dim: int
     noise_sha: str
     inputs: InputSet = "SAT"
+    view: int = 0
     encoding: Encoding = "slots"
     hidden_dim: int = 64
     unit: Unit = "percent"
@@ -172,9 +172,8 @@ class Predictor(nn.Module):
             for name, maps in given.items()
         ]
         relations = self.relate(inputs.maps, inputs.teacher_map)
-        return Prepared(
-            read[0], self.encode(inputs.arch), read[1], relations, self.compare(inputs.explained, inputs.arch)
-        )
+        explained = self.compare(inputs.explained, inputs.arch)
+        return Prepared(read[0], self.encode(inputs.arch), read[1], relations, explained)
 
     def encode(self, arch: torch.Tensor) -> torch.Tensor:
         """Architectures (n, D) as the spec's encoding has them."""
@@ -195,8 +194,7 @@ class Predictor(nn.Module):
         if "E" not in self.spec.inputs:
             return like.new_empty(len(like), 0)
         if explained is None:
-            rule = "a predictor with input E compares what students and teacher see in images of the task, got none"
-            raise PredictorMismatchError(f"{rule}; give them, or one meta-trained without E")
+            raise PredictorMismatchError("a predictor with input E needs what students explain, got none; give it")
         return explained.clamp_min(_LEAST_EXPLAINED).log()[:, None]
 
     def relate(self, maps: torch.Tensor, teacher_map: torch.Tensor) -> torch.Tensor:
@@ -385,6 +383,8 @@ def load_predictor(data: bytes, *, expect: PredictorSpec | None = None, legacy_a
         if _least_weights(file.spec) > file.num_weights:
             raise TypeError("fewer weights than its spec asks for")  # before a network of any size is made
         match_spec(file.spec, expect, _MATCHED)
+        if "E" in file.spec.inputs:
+            check_view(file.spec.view)
         model = Predictor(file.spec, seed=0)
         model.load_state_dict({name: file.tensors[f"phi.{name}"] for name, _ in model.named_parameters()})
         rates = {name: file.tensors[f"rate.{name}"] for name, _ in model.named_parameters()}

@@ -25,6 +25,7 @@ from dass.baselines.registry import SHORT_KD
 from dass.data.batches import ResidentBatches
 from dass.data.image_features import ImageEncoder, image_features, teacher_encoder
 from dass.errors import ObjectNotFoundError
+from dass.explained import VIEW
 from dass.meta.episodes import ImageFeatures, MetaTask
 from dass.meta.method import MetaMethod
 from dass.records import Task, content_id
@@ -186,7 +187,7 @@ class Evaluation:
 
     def _adapted(self, method: Method, learned: MetaMethod, target: Target) -> Callable[[], Scorer]:
         known = get_features(self.job.store, meta_train.features_key(self.job, target.teacher, target.all))
-        if known is not None:
+        if known is not None and (known.explained is not None or not learned.needs_explained):
             return lambda: self._stored(learned, target, known)
         teacher = load_teacher(self.job.database, target.teacher, target.task.id)
         data = self._data(target.task) if method.needs_images or learned.needs_explained else None
@@ -276,7 +277,7 @@ class Evaluation:
             "encoder": self._encoder_id if method.needs_images else None,
             "device": self._device.type,
             "version": SCORES_VERSION,
-        }
+        } | ({"view": VIEW} if method.needs_explained else {})
 
     def _settings(self, method: Method, seed: int) -> Any:  # noqa: ANN401 - any JSON type
         """What else the configuration says of the method."""

@@ -16,7 +16,7 @@ from dass.data.batches import ResidentBatches
 from dass.data.tasks import TaskSet
 from dass.embed import Embedder, draw_noise, noise_sha
 from dass.errors import ConfigError, DataError, ObjectNotFoundError
-from dass.explained import TeacherView, images_of
+from dass.explained import VIEW, TeacherView, images_of
 from dass.meta.episodes import MetaTask
 from dass.meta.features import FILE_VERSION, featurise
 from dass.meta.train import STATE_VERSION, MetaConfig, MetaProgress, MetaTraining
@@ -147,7 +147,8 @@ def tuning_key(job: Job, found: Learnable) -> str:
 
 def _parts(job: Job, found: Learnable) -> dict[str, Any]:
     ids = sorted(record.run.id for record in found.records)
-    return {"version": STATE_VERSION, "meta": job.config.meta, "space": job.config.space, "records": ids}
+    seen = {"space": job.config.space, "view": VIEW}
+    return {"version": STATE_VERSION, "meta": job.config.meta, **seen, "records": ids}
 
 
 def current(job: Job) -> dict[str, Any]:
@@ -215,9 +216,8 @@ def features_key(job: Job, teacher: str, records: Sequence[Record]) -> str:
     """Hash of all that the features of these records, in this order, were made from."""
     noise = noise_sha(draw_noise(job.config.data.resolution))
     runs = [record.run.id for record in records]
-    return content_id(
-        {"version": FILE_VERSION, "space": job.config.space, "noise": noise, "teacher": teacher, "runs": runs}
-    )
+    place = {"space": job.config.space, "noise": noise, "view": VIEW, "teacher": teacher}
+    return content_id({"version": FILE_VERSION, **place, "runs": runs})
 
 
 def learn(

@@ -51,6 +51,11 @@ class Method:
         """Whether it looks at features of the tasks' images."""
         return isinstance(self.learned, LOOK_AT_IMAGES)
 
+    @property
+    def needs_explained(self) -> bool:
+        """Whether it is, or looks at, what students explain of their teacher."""
+        return "E" in self.learned.inputs if isinstance(self.learned, MetaConfig) else self.name == "explained"
+
 
 @dataclass(frozen=True)
 class Catalog:

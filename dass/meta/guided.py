@@ -12,6 +12,7 @@ from typing import Unpack, get_args
 import torch
 
 from dass.errors import DataError
+from dass.explained import VIEW
 from dass.meta.adapt import Example, InnerLoop, Order, OuterLoss, outer_backward
 from dass.meta.episodes import MetaTask, draw_episode
 from dass.meta.method import MadeFor, check_agreement, check_lr, check_setting
@@ -100,6 +101,7 @@ class MetaConfig:
         return PredictorSpec(
             **made_for,
             inputs=self.inputs,
+            view=VIEW if "E" in self.inputs else 0,
             encoding=self.encoding,
             hidden_dim=self.hidden_dim,
             unit=self.unit,

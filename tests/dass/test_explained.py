@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from dass.errors import DataError
-from dass.explained import NUM_IMAGES, RIDGE, TeacherView, explained, images_of
+from dass.errors import DataError, PredictorMismatchError
+from dass.explained import NUM_IMAGES, RIDGE, VIEW, TeacherView, check_view, explained, images_of
 from dass.networks import build
 from dass.records import Student
 from dass.remap import remap
@@ -53,6 +53,7 @@ class TestTeacherView:
     def test_it_compares_the_networks_features_of_the_images(self) -> None:
         images = images_of(DATA)
         assert len(images) == min(NUM_IMAGES, DATA.num_images("train"))
+        assert images.shape[2:] == (DATA.task.resolution // 2,) * 2
         scores = TeacherView(TEACHER, images).score(STUDENTS)
 
         def seen(student: Student) -> torch.Tensor:
@@ -85,3 +86,9 @@ class TestTeacherView:
     def test_one_image_is_refused(self) -> None:
         with pytest.raises(DataError, match="compared over several images, got 1"):
             TeacherView(TEACHER, images_of(DATA)[:1])
+
+
+def test_a_predictor_that_learned_from_another_version_is_refused() -> None:
+    check_view(VIEW)
+    with pytest.raises(PredictorMismatchError, match=f"version 0, got {VIEW}; run meta-training again"):
+        check_view(0)

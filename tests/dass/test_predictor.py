@@ -153,7 +153,7 @@ class TestNetwork:
         predictor, given = meta_predictor(inputs="AE"), inputs(SMALL)
         adapted = predictor.adapt(Support(given.arch[0], given.teacher_map, 60.0))
         assert (predictor.needs_explained, adapted.needs_explained, adapted.needs_maps) == (True, True, False)
-        with pytest.raises(PredictorMismatchError, match="input E compares what students and teacher see in images"):
+        with pytest.raises(PredictorMismatchError, match="input E needs what students explain, got none"):
             adapted.score(given.maps, given.arch)
         shares = torch.tensor([0.9, 0.7, 0.5, 0.3])
         one, other = (
