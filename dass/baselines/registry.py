@@ -25,7 +25,7 @@ from dass.baselines.short_kd import ShortKDScorer
 from dass.cost import count_macs, count_params
 from dass.data.batches import ResidentBatches
 from dass.errors import ConfigError, DataError
-from dass.explained import TeacherView
+from dass.explained import TeacherView, images_of
 from dass.kd.teacher import Teacher
 from dass.records import Recipe
 from dass.search.select import Scorer
@@ -127,7 +127,7 @@ def _remap_accuracy(context: BaselineContext) -> Scorer:
 
 def _explained(context: BaselineContext) -> Scorer:
     mode = context.networks("remap").init
-    return ViewScorer(TeacherView(context.trained_teacher(), context.minibatch().images, mode))
+    return ViewScorer(TeacherView(context.trained_teacher(), images_of(context.data), mode))
 
 
 def _short_kd(context: BaselineContext) -> Scorer:
@@ -172,7 +172,7 @@ BASELINES: Mapping[str, Callable[[BaselineContext], Scorer]] = MappingProxyType(
 )
 """How to build each baseline. `+kd`: under the loss of distillation; `+remap`: on remapped weights."""
 
-UNSEEDED = frozenset({"params", "macs", "depth", "synflow+remap", "remap_accuracy"})
+UNSEEDED = frozenset({"params", "macs", "depth", "synflow+remap", "remap_accuracy", "explained"})
 """Those that draw neither weights nor images, so that every seed gives the same scores."""
 
 
