@@ -46,9 +46,9 @@ class PredictorSpec:
 
     space, resolution, noise_sha, remap_mode: the maps and encodings it has learned from; others mean nothing to it.
     num_channels: C. arch_dim: D. inputs: which of student map (S), architecture (A), teacher map (T), relations of the
-    two maps (R) and the share of the teacher's features that the student's explain (E, `dass.explained`) it sees; view: the
-    version of that share, 0 without it. encoding:
-    of the architecture, `slots` as it comes, `summary` by `SearchSpace.summarise`, or `stages`: without sizes.
+    two maps (R) and the share of the teacher's features that the student's explain (E, `dass.explained`) it sees. view: the
+    version of that share, 0 without it. encoding: of the architecture, `slots` as it comes, `summary` by
+    `SearchSpace.summarise`, or `stages`: without sizes.
     hidden_dim: width of the architecture embedding and of the fusion. unit: what the network itself puts out.
     inner_steps, guided, rate_init: the adaptation that was trained. map_norm: `layer` normalises each map as a whole.
     support_students: it adapts to so many measured students of the task; 0: to the teacher as if it were one.

@@ -53,7 +53,6 @@ class TestTeacherView:
     def test_it_compares_the_networks_features_of_the_images(self) -> None:
         images = images_of(DATA)
         assert len(images) == min(NUM_IMAGES, DATA.num_images("train"))
-        assert images.shape[2:] == (DATA.task.resolution // 2,) * 2
         scores = TeacherView(TEACHER, images).score(STUDENTS)
 
         def seen(student: Student) -> torch.Tensor:
@@ -86,6 +85,11 @@ class TestTeacherView:
     def test_one_image_is_refused(self) -> None:
         with pytest.raises(DataError, match="compared over several images, got 1"):
             TeacherView(TEACHER, images_of(DATA)[:1])
+
+
+def test_the_score_is_what_its_version_stands_for() -> None:
+    """Whoever changes one of these raises the version, or predictors would be asked of what they have not learned from."""
+    assert (VIEW, NUM_IMAGES, RIDGE, images_of(DATA).shape[-1]) == (2, 64, 0.05, DATA.task.resolution // 2)
 
 
 def test_a_predictor_that_learned_from_another_version_is_refused() -> None:
