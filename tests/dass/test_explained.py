@@ -5,6 +5,9 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
+from dass.data.batches import ResidentBatches, plain_batch
+from dass.data.pack import Pack, Part
+from dass.data.splits import whole_task
 from dass.errors import DataError, PredictorMismatchError
 from dass.explained import NUM_IMAGES, RIDGE, VIEW, TeacherView, check_view, explained, images_of
 from dass.networks import build
@@ -89,7 +92,21 @@ class TestTeacherView:
 
 def test_the_score_is_what_its_version_stands_for() -> None:
     """Whoever changes one of these raises the version, or predictors would be asked of what they have not learned from."""
-    assert (VIEW, NUM_IMAGES, RIDGE, images_of(DATA).shape[-1]) == (2, 64, 0.05, DATA.task.resolution // 2)
+    assert (VIEW, NUM_IMAGES, RIDGE) == (2, 64, 0.05)
+
+
+@pytest.mark.parametrize(("resolution", "expected"), [(8, 8), (16, 8), (24, 24), (32, 16)])
+def test_images_are_halved_where_networks_take_that(resolution: int, expected: int) -> None:
+    rng = generator("images", resolution)
+    images = torch.randint(256, (8, 3, resolution, resolution), generator=rng, dtype=torch.uint8)
+    parts = torch.tensor([Part.TRAIN] * 6 + [Part.VALID] * 2).to(torch.uint8)
+    pack = Pack(images, torch.arange(8) % 2, parts, ("a", "b"), "halved")
+    data = ResidentBatches.of(pack, whole_task(pack, "halved"))
+    found, whole = images_of(data), plain_batch(data, NUM_IMAGES, seed=0)[0]
+    step = resolution // expected
+    corners = [whole[:, :, row::step, column::step] for row in range(step) for column in range(step)]
+    torch.testing.assert_close(found, torch.stack(corners).mean(dim=0))
+    assert found.shape == (6, 3, expected, expected)
 
 
 def test_a_predictor_that_learned_from_another_version_is_refused() -> None:
