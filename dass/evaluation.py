@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
 
 from dass.errors import ConfigError
 from dass.metrics import Values, half_width, kendall, regret_at_k, spearman, spearman_of_rows
@@ -79,6 +80,17 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Redrawn:
+    """A method if other students had been drawn: its mean Spearman over targets and seeds, and what it lacks to the best's.
+
+    The intervals hold 95 % of draws of the students anew (bootstrap); see `redraw`.
+    """
+
+    spearman: Interval
+    behind: Interval
+
+
+@dataclass(frozen=True)
 class Ceiling:
     """What the noise of the labels allows on one target; `students` with several runs each, `runs` in all, tell the noise.
 
@@ -129,11 +141,15 @@ class BenchmarkTarget:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A whole comparison; summaries: the best first. protocol: what else decided the figures, as JSON types."""
+    """A whole comparison; summaries: the best first. protocol: what else decided the figures, as JSON types.
+
+    redrawn: by method; empty where it was not asked.
+    """
 
     summaries: tuple[Summary, ...]
     targets: tuple[BenchmarkTarget, ...]
     protocol: Mapping[str, Any]
+    redrawn: Mapping[str, Redrawn] = field(default_factory=dict)
 
 
 def judge(
@@ -233,6 +249,42 @@ def ranked(summaries: Sequence[Summary]) -> list[Summary]:
     return sorted(summaries, key=place)
 
 
+def redraw(
+    scores: Mapping[str, Mapping[str, Sequence[ArrayLike]]],
+    accuracies: Mapping[str, Mapping[str, float]],
+    seed: int = 0,
+) -> dict[str, Redrawn]:
+    """What is known of methods beyond these very students; seeds alone do not tell.
+
+    scores: by method, the best first, and by target: for each seed (n,), in the order of the target's students; failed ones
+    are at -inf. accuracies: by target and student. Targets with the same students draw the same ones again, as what
+    is easy to rank on one of them is so on the others.
+    """
+    rng = np.random.default_rng(seed)
+    drawn: dict[tuple[str, ...], NDArray[np.intp]] = {}
+    chosen, labels = {}, {}
+    for target, of_target in accuracies.items():
+        students = tuple(sorted(of_target))
+        if students not in drawn:
+            drawn[students] = rng.integers(len(students), size=(_RESAMPLES, len(students)))
+        place = {student: index for index, student in enumerate(of_target)}
+        chosen[target] = np.array([place[student] for student in students])[drawn[students]]
+        labels[target] = np.array(list(of_target.values()))
+    means = {
+        method: np.mean(
+            [
+                spearman_of_rows(rankdata(np.asarray(of_seed))[chosen[target]], labels[target][chosen[target]])
+                for target, of_seeds in by_target.items()
+                for of_seed in of_seeds
+            ],
+            axis=0,
+        )
+        for method, by_target in scores.items()
+    }
+    best = next(iter(means.values()), np.empty(0))
+    return {method: Redrawn(_middle(found), _middle(best - found)) for method, found in means.items()}
+
+
 def ceiling(runs_pct: Sequence[Sequence[float]], seed: int = 0) -> Ceiling | None:
     """The label-noise ceiling of a target, from the accuracies of every student's runs, one or several of each.
 
@@ -317,7 +369,13 @@ def _noise_variance(every: Sequence[Values]) -> float:
     return sum(float(((runs - runs.mean()) ** 2).sum()) for runs in every) / degrees if degrees else math.nan
 
 
-def _ends(drawn: Sequence[float]) -> tuple[float, float]:
+def _middle(drawn: Values) -> Interval:
+    """Their mean, and the interval that holds 95 % of them; undefined where most are."""
+    known = drawn[~np.isnan(drawn)]
+    return Interval(float(known.mean()), *_ends(known)) if 2 * known.size > drawn.size else Interval(None)
+
+
+def _ends(drawn: Sequence[float] | Values) -> tuple[float, float]:
     """Of the interval that holds 95 % of them; those that are NaN are left out."""
     low, high = np.nanquantile(drawn, (0.025, 0.975)).tolist()
     return low, high

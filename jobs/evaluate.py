@@ -6,6 +6,8 @@ The keys of the JSON document:
                 -> target -> {mean, low, high}; null is undefined, and the ends of a method's only value
     overall     name -> the same seven -> {mean, low, high} over the targets; the interval is over seeds
     order       names by mean Spearman, the best first
+    redrawn     name -> {spearman, behind} -> {mean, low, high}: over draws of the students anew, the mean Spearman over targets
+                and what it lacks to that of the first in `order`
     failed      target -> name -> students without a score, which rank last (the most of any seed)
     groups      name -> trivial, zero-cost, short training or meta-learned
     records     target -> hash of all records that its results depend on, and how many students were ranked
@@ -28,12 +30,23 @@ from dass.baselines import FAILED
 from dass.baselines.catalog import Catalog
 from dass.baselines.registry import check_recipe
 from dass.errors import ConfigError
-from dass.evaluation import METRICS, Benchmark, BenchmarkTarget, Coverage, Judged, ceiling, judge, ranked, summarise
+from dass.evaluation import (
+    METRICS,
+    Benchmark,
+    BenchmarkTarget,
+    Coverage,
+    Judged,
+    ceiling,
+    judge,
+    ranked,
+    redraw,
+    summarise,
+)
 from dass.meta.calibration import Calibration
 from dass.predictor import METHOD
 from dass.records import content_id
 from dass.report import render_benchmark
-from dass.report.wording import TIMES, allowed, brief, correlation, percent, ranged
+from dass.report.wording import TIMES, allowed, brief, correlation, percent, ranged, told_apart
 from dass.search.advice import LEVEL, TOP_SHARE
 from jobs.evaluation_records import Target, find_targets, freeze
 from jobs.evaluation_scores import Evaluation, Place, Scored
@@ -114,8 +127,10 @@ def _benchmark(evaluation: Evaluation, results: Mapping[Place, Scored], calibrat
         )
         for method in evaluation.methods
     ]
+    order = ranked(summaries)
+    places = {summary.name: index for index, summary in enumerate(order)}
     return Benchmark(
-        summaries=tuple(ranked(summaries)),
+        summaries=tuple(order),
         targets=tuple(
             BenchmarkTarget(
                 name=target.task.name,
@@ -139,6 +154,23 @@ def _benchmark(evaluation: Evaluation, results: Mapping[Place, Scored], calibrat
             for target in evaluation.targets
         ),
         protocol=_protocol(evaluation),
+        redrawn=redraw(
+            {
+                method.name: {
+                    target.task.name: [
+                        results[method.name, seed, target.task.name].scores for seed in evaluation.seeds_of(method)
+                    ]
+                    for target in evaluation.targets
+                }
+                for method in sorted(evaluation.methods, key=lambda each: places[each.name])
+            },
+            {
+                target.task.name: dict(
+                    zip((each.run.student.canonical for each in target.ranked), target.accuracies_pct, strict=True)
+                )
+                for target in evaluation.targets
+            },
+        ),
     )
 
 
@@ -204,6 +236,7 @@ def _document(benchmark: Benchmark) -> dict[str, Any]:
         },
         "overall": {each.name: {metric: asdict(each.overall[metric]) for metric in METRICS} for each in summaries},
         "order": [each.name for each in summaries],
+        "redrawn": {name: asdict(found) for name, found in benchmark.redrawn.items()},
         "groups": {each.name: each.group for each in summaries},
         "records": {
             each.name: {"hash": each.records, "students": each.students, "shown": each.shown, "diverged": each.diverged}
@@ -240,6 +273,8 @@ def _tell(job: Job, benchmark: Benchmark) -> None:
         "; other columns: means over targets" if len(names) > 1 else ""
     )
     job.console.table(title, columns, rows, num_texts=2)
+    if sentence := told_apart(benchmark):
+        job.console.tell(sentence)
     for target in benchmark.targets:
         job.console.tell(allowed(target))
     job.console.tell(TIMES)

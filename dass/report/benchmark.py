@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from dass.evaluation import METRICS, Benchmark, Interval, Summary
 from dass.report.page import make_environment, part
-from dass.report.wording import TIMES
+from dass.report.wording import TIMES, told_apart
 
 FILTERS = ("percent", "correlation", "brief", "ranged", "allowed")
 
@@ -22,6 +22,7 @@ def render_benchmark(benchmark: Benchmark) -> str:
             figures=[_figures(benchmark, target.name) for target in benchmark.targets],
             pictures=_pictures(benchmark),
             times=TIMES,
+            told_apart=told_apart(benchmark),
             style=Markup(part("page.css")),  # noqa: S704 - it is our own file
         )
     )

@@ -1,6 +1,6 @@
 """Numbers and findings in words: formats, the verdict, and what is still missing."""
 
-from dass.evaluation import BenchmarkTarget, Interval
+from dass.evaluation import Benchmark, BenchmarkTarget, Interval
 from dass.report.findings import (
     Comparison,
     Estimate,
@@ -113,6 +113,24 @@ def allowed(target: BenchmarkTarget) -> str:
             f"{100 * held.level:.0f} % promised on average over tasks"
         )
     return "; ".join(parts)
+
+
+def told_apart(benchmark: Benchmark) -> str | None:
+    """Which methods may be level with the first one, as far as these students tell; None where that was not asked."""
+    first = next((each.name for each in benchmark.summaries if each.overall["spearman"].mean is not None), None)
+    if first is None or first not in benchmark.redrawn:
+        return None
+    value = benchmark.redrawn[first].spearman
+    level = [
+        name
+        for name, of_method in benchmark.redrawn.items()
+        if name != first and of_method.behind.low is not None and of_method.behind.low <= 0
+    ]
+    others = f"{', '.join(level)} may be level with it" if level else "it is ahead of all others"
+    return (
+        f"With other students of the same kind (bootstrap), {first} would have {correlation(value.low)} to "
+        f"{correlation(value.high)} in 95 % of cases, and {others}."
+    )
 
 
 def verdict(page: PageData) -> str:

@@ -1,6 +1,7 @@
 import math
 from itertools import combinations
 from statistics import fmean
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from dass.evaluation import (
     label_noise_pct,
     macs_bands,
     ranked,
+    redraw,
     spearman_in_bands,
     summarise,
 )
@@ -252,3 +254,49 @@ class TestLabelNoise:
 
     def test_a_few_students_do_not_tell(self) -> None:
         assert label_noise_pct([(50.0, 52.0)] * 3 + [(1.0,)] * 9) is None
+
+
+class TestRedraw:
+    names = tuple("abcdefghijklmnopqrstuvwxyz")
+    rng = np.random.default_rng(1)
+    truth = rng.normal(size=26)
+    noisy, other = truth + rng.normal(size=26), rng.normal(size=26)
+    labels: ClassVar = dict(zip(names, truth.tolist(), strict=True))
+
+    def test_the_interval_is_that_of_scipys_spearman_over_draws(self) -> None:
+        found = redraw({"noisy": {"t": [self.noisy]}}, {"t": self.labels})["noisy"].spearman
+        draws = np.random.default_rng(5).integers(26, size=(1000, 26))
+        each = [stats.spearmanr(self.noisy[draw], self.truth[draw]).statistic for draw in draws]
+        expected = (np.mean(each), *np.quantile(each, (0.025, 0.975)))
+        assert (found.mean, found.low, found.high) == pytest.approx(expected, abs=0.05)
+
+    def test_students_that_targets_share_are_drawn_on_all_of_them_together(self) -> None:
+        of_order = dict(reversed(self.labels.items()))  # the same students, listed otherwise
+        both = {"one": [self.noisy], "again": [self.noisy[::-1]]}
+        found = redraw({"noisy": both}, {"one": self.labels, "again": of_order})
+        assert found == redraw({"noisy": {"one": [self.noisy]}}, {"one": self.labels})
+        others = {f"{name}2": value for name, value in self.labels.items()}
+        apart = redraw({"noisy": {"one": [self.noisy], "two": [self.noisy]}}, {"one": self.labels, "two": others})
+        together, independent = found["noisy"].spearman, apart["noisy"].spearman
+        assert None not in (together.low, together.high, independent.low, independent.high)
+        assert independent.high - independent.low < 0.9 * (together.high - together.low)  # type: ignore[operator]
+
+    def test_what_a_method_lacks_is_to_the_first_one_under_the_same_draws(self) -> None:
+        scores = {
+            name: {"t": [values]}
+            for name, values in (("truth", self.truth), ("noisy", self.noisy), ("other", self.other))
+        }
+        found = redraw(scores, {"t": self.labels})
+        assert found["truth"].spearman == Interval(1.0, 1.0, 1.0)
+        assert found["truth"].behind == Interval(0.0, 0.0, 0.0)
+        behind, noisy = found["noisy"].behind, found["noisy"].spearman
+        assert behind.mean == pytest.approx(1 - noisy.mean)  # type: ignore[operator]
+        assert behind.low == pytest.approx(1 - noisy.high)  # type: ignore[operator]
+        assert 0 < behind.low < found["other"].behind.low  # type: ignore[operator]
+
+    def test_seeds_are_averaged_failed_students_rank_last_and_what_ranks_nothing_is_undefined(self) -> None:
+        least = np.where(self.noisy == self.noisy.min(), -math.inf, self.noisy)
+        labels = {"t": self.labels}
+        plain = redraw({"m": {"t": [self.noisy]}}, labels)
+        assert redraw({"m": {"t": [least, self.noisy]}}, labels) == plain
+        assert redraw({"m": {"t": [np.ones(26)]}}, labels)["m"].spearman == Interval(None)

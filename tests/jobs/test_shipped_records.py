@@ -117,6 +117,8 @@ def test_the_table_in_the_readme_is_what_the_shipped_records_say(replayed: dict[
         assert means == [number(value, digits=1 if 2 <= index < 4 else 2) for index, value in enumerate(values)]
         assert interval == ("" if low is None else f"{number(low)} to {number(high)}")
         assert times == [brief(overall[metric]["mean"]) for metric in ("seconds_per_candidate", "adapt_s")]
+    redrawn = replayed["redrawn"]["dass"]["spearman"]
+    assert f"they give `dass` {number(redrawn['low'])} to {number(redrawn['high'])}" in " ".join(lines)
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -1,15 +1,16 @@
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from dass.evaluation import Benchmark, BenchmarkTarget, Ceiling, Coverage, Interval, Judged, ranked, summarise
+from dass.evaluation import Benchmark, BenchmarkTarget, Ceiling, Coverage, Interval, Judged, Redrawn, ranked, summarise
 from dass.report import render_benchmark
 from dass.report.benchmark_figures import by_method, speed
 from dass.report.canvas import Size
-from dass.report.wording import allowed, brief, ranged
+from dass.report.wording import allowed, brief, ranged, told_apart
 from tests.browser import open_browser
 
 HOSTILE = "<script>alert(1)</script> & more"
@@ -111,6 +112,18 @@ def test_it_says_what_the_noise_of_the_labels_allows() -> None:
         "with the noise of 20 runs of 10 students; 75 % of the students within ± 6.0 points of what dass predicted, the one "
         "ranked first within ± 2.0 in 33 % of the trainings, 80 % promised on average over tasks"
     )
+
+
+def test_it_says_which_methods_these_students_tell_apart() -> None:
+    benchmark = make_benchmark("cars")
+    assert told_apart(benchmark) is None
+    first = Redrawn(Interval(0.8, 0.61, 0.92), Interval(0.0, 0.0, 0.0))
+    near, far = (Redrawn(Interval(0.7), Interval(0.1, low, 0.3)) for low in (-0.05, 0.05))
+    start = "With other students of the same kind (bootstrap), dass would have 0.61 to 0.92 in 95 % of cases, and "
+    known = replace(benchmark, redrawn={"dass": first, "short_kd": near, "macs": far})
+    assert told_apart(known) == start + "short_kd may be level with it."
+    assert start in render_benchmark(known)
+    assert told_apart(replace(known, redrawn={"dass": first, "macs": far})) == start + "it is ahead of all others."
 
 
 @pytest.mark.parametrize(
