@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from dass.errors import ConfigError
 from dass.metrics import Values, half_width, kendall, regret_at_k, spearman, spearman_of_rows
@@ -273,7 +272,7 @@ def redraw(
     means = {
         method: np.mean(
             [
-                spearman_of_rows(rankdata(np.asarray(of_seed))[chosen[target]], labels[target][chosen[target]])
+                spearman_of_rows(np.asarray(of_seed)[chosen[target]], labels[target][chosen[target]])
                 for target, of_seeds in by_target.items()
                 for of_seed in of_seeds
             ],

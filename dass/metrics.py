@@ -24,7 +24,7 @@ def spearman(left: ArrayLike, right: ArrayLike) -> float:
 
 
 def spearman_of_rows(left: Values, right: Values) -> Values:
-    """(r,) Spearman of each row of `left` with that row of `right`, both (r, n) and finite; NaN where one is constant."""
+    """(r,) Spearman of each row of `left` with that row of `right`, both (r, n) without NaN; NaN where one is constant."""
     ranks = [stats.rankdata(side, axis=1) for side in (left, right)]
     first, second = (side - side.mean(axis=1, keepdims=True) for side in ranks)
     scale = np.sqrt(np.square(first).sum(axis=1) * np.square(second).sum(axis=1))

@@ -12,7 +12,8 @@ on a few of the same students and scaled, because their time is linear in the nu
 `dass, bfloat16` is `dass` under `search.precision=bfloat16`, and `bfloat16_error` what that changes the maps by, in Euclidean
 norms; it is no part of a ratio, as the references compute in float32. With the predictor that ships, the 3,000 students of a
 search have a rank correlation of 0.992 (cifar10) and above 0.9999 (three targets) with themselves in float32: the first is the
-same, of the first hundred 99 are. It pays where networks are wide; those of `paper5_w8` at 32 px take half as long again in bfloat16.
+same, of the first hundred 99 are. It pays where networks are wide; those of `paper5_w8` at 32 px take half as long again in
+bfloat16.
 
 `limit_share` is what is executed after all sharing, in FLOPs, over time, over the best rate of a plain convolution in the
 same run; a convolution counts as if it were a direct one. `--stream` searches (embeds and scores) in a stream, by number
