@@ -142,7 +142,7 @@ class BenchmarkTarget:
 class Benchmark:
     """A whole comparison; summaries: the best first. protocol: what else decided the figures, as JSON types.
 
-    redrawn: by method; empty where it was not asked.
+    redrawn: by method, the best first; empty where it was not asked.
     """
 
     summaries: tuple[Summary, ...]

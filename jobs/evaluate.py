@@ -36,6 +36,7 @@ from dass.evaluation import (
     BenchmarkTarget,
     Coverage,
     Judged,
+    Redrawn,
     ceiling,
     judge,
     ranked,
@@ -128,7 +129,6 @@ def _benchmark(evaluation: Evaluation, results: Mapping[Place, Scored], calibrat
         for method in evaluation.methods
     ]
     order = ranked(summaries)
-    places = {summary.name: index for index, summary in enumerate(order)}
     return Benchmark(
         summaries=tuple(order),
         targets=tuple(
@@ -154,24 +154,22 @@ def _benchmark(evaluation: Evaluation, results: Mapping[Place, Scored], calibrat
             for target in evaluation.targets
         ),
         protocol=_protocol(evaluation),
-        redrawn=redraw(
-            {
-                method.name: {
-                    target.task.name: [
-                        results[method.name, seed, target.task.name].scores for seed in evaluation.seeds_of(method)
-                    ]
-                    for target in evaluation.targets
-                }
-                for method in sorted(evaluation.methods, key=lambda each: places[each.name])
-            },
-            {
-                target.task.name: dict(
-                    zip((each.run.student.canonical for each in target.ranked), target.accuracies_pct, strict=True)
-                )
-                for target in evaluation.targets
-            },
-        ),
+        redrawn=_redrawn(evaluation, results, [summary.name for summary in order]),
     )
+
+
+def _redrawn(evaluation: Evaluation, results: Mapping[Place, Scored], order: Sequence[str]) -> dict[str, Redrawn]:
+    seeds = {method.name: evaluation.seeds_of(method) for method in evaluation.methods}
+    targets = {target.task.name: target for target in evaluation.targets}
+    scores = {
+        name: {target: [results[name, seed, target].scores for seed in seeds[name]] for target in targets}
+        for name in order
+    }
+    accuracies = {
+        name: dict(zip((each.run.student.canonical for each in target.ranked), target.accuracies_pct, strict=True))
+        for name, target in targets.items()
+    }
+    return redraw(scores, accuracies)
 
 
 def _coverage(

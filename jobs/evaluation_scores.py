@@ -15,7 +15,6 @@ import torch
 
 from cluster.checkpoints import remove_checkpoints
 from cluster.documents import get_document, put_document
-from cluster.features import get_features
 from cluster.runtime import device_name
 from cluster.schema import build, damaged
 from cluster.teachers import load_teacher
@@ -186,8 +185,9 @@ class Evaluation:
         return lambda: build_baseline(method.name, context)
 
     def _adapted(self, method: Method, learned: MetaMethod, target: Target) -> Callable[[], Scorer]:
-        known = get_features(self.job.store, meta_train.features_key(self.job, target.teacher, target.all))
-        if known is not None and (known.explained is not None or not learned.needs_explained):
+        needs_explained = learned.needs_explained
+        known = meta_train.kept_features(self.job, target.teacher, target.all, needs_explained=needs_explained)
+        if known is not None:
             return lambda: self._stored(learned, target, known)
         teacher = load_teacher(self.job.database, target.teacher, target.task.id)
         data = self._data(target.task) if method.needs_images or learned.needs_explained else None

@@ -201,8 +201,8 @@ def features_of(
     """
     teacher_id = teacher or teachers.run_of(job, task).id
     needs_view = "E" in job.config.meta.inputs
-    known = get_features(job.store, features_key(job, teacher_id, records))
-    if known is not None and (known.explained is not None or not needs_view):
+    known = kept_features(job, teacher_id, records, needs_explained=needs_view)
+    if known is not None:
         return replace(known, maps=known.maps.to(device))
     found = load_teacher(job.database, teacher_id, task.id)
     embedder = Embedder(found.state, found.student, draw_noise(task.resolution).to(device))
@@ -210,6 +210,12 @@ def features_of(
     if needs_view:
         view = TeacherView(found, images_of(ResidentBatches.of(job.pack(task), task, embedder.device)))
     return featurise(task.name, job.space, found, records, embedder, view=view)
+
+
+def kept_features(job: Job, teacher: str, records: Sequence[Record], *, needs_explained: bool) -> MetaTask | None:
+    """The features of these records, in this order, if the store has them and all that is asked for."""
+    known = get_features(job.store, features_key(job, teacher, records))
+    return None if known is None or (needs_explained and known.explained is None) else known
 
 
 def features_key(job: Job, teacher: str, records: Sequence[Record]) -> str:

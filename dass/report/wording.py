@@ -117,10 +117,9 @@ def allowed(target: BenchmarkTarget) -> str:
 
 def told_apart(benchmark: Benchmark) -> str | None:
     """Which methods may be level with the first one, as far as these students tell; None where that was not asked."""
-    first = next((each.name for each in benchmark.summaries if each.overall["spearman"].mean is not None), None)
-    if first is None or first not in benchmark.redrawn:
+    first = next(iter(benchmark.redrawn), None)
+    if first is None or (value := benchmark.redrawn[first].spearman).low is None:
         return None
-    value = benchmark.redrawn[first].spearman
     level = [
         name
         for name, of_method in benchmark.redrawn.items()
