@@ -41,11 +41,12 @@ def targets(job: Job, tasks: TaskSet) -> list[Task]:
 
 
 def _target_runs(job: Job, tasks: Sequence[Task]) -> list[Run]:
-    """The same students on every target, as in the paper; the first ones once more, for the noise of their accuracies."""
+    """The students of each target, by collect.target_draw; the first ones once more, for the noise of their accuracies."""
     collect = job.config.collect
-    students = _drawn(job, "targets", collect.target_students)
     runs = []
     for task in tasks:
+        draw = "targets" if collect.target_draw == "shared" else task.name
+        students = _drawn(job, draw, collect.target_students)
         runs += [teachers.run_of(job, task), *_students(job, task, students)]
         runs += _students(job, task, students[: collect.target_repeats], seed=collect.seed + 1)
     return runs

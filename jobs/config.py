@@ -50,6 +50,10 @@ class CollectConfig:
     target_repeats: int = field(
         default=0, metadata={"help": "how many of these are run with the next seed too, to measure the labels' noise"}
     )
+    target_draw: Literal["shared", "own"] = field(
+        default="shared",
+        metadata={"help": "shared: the same students on every target; own: others on each, which tell more of a method"},
+    )
     sampler: Sampler = field(
         default="uniform", metadata={"help": "uniform, or macs_stratified to cover all sizes alike"}
     )

@@ -56,6 +56,6 @@ def tiny25_32px() -> Config:
         final=student,
         lanes=LaneConfig(num=2, cpus=1.0, threads=1, cohort_size=16, checkpoint_s=60.0, lease_s=120.0),
         meta=MetaConfig(episodes=300, unit="teacher", inputs="ARE", encoding="summary", loss="correlation"),
-        collect=CollectConfig(students_per_task=30, target_students=30, target_repeats=10),
+        collect=CollectConfig(students_per_task=30, target_students=30, target_repeats=10, target_draw="own"),
         evaluate=EvaluateConfig(short_epochs=1),
     )

@@ -46,9 +46,10 @@ def test_more_tasks_leave_the_students_of_the_others(tmp_path: Path) -> None:
     assert by_name >= {(names[run.task], run.student) for run in other_runs if run.task in names and run.teacher}
 
 
-def test_all_targets_have_the_same_students_and_the_first_run_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("draw", ["shared", "own"])
+def test_targets_share_their_students_or_have_their_own_and_the_first_run_again(draw: str, tmp_path: Path) -> None:
     source = write_images(tmp_path / "mine", {"a": 30, "b": 30})
-    config = smoke(target_students=6, target_repeats=2)
+    config = smoke(target_students=6, target_repeats=2, target_draw=draw)
     config = replace(config, evaluate=replace(config.evaluate, targets=(source,)))
     cut, runs = planned(config, tmp_path / "store")
     assert cut.target is not None
@@ -64,7 +65,7 @@ def test_all_targets_have_the_same_students_and_the_first_run_again(tmp_path: Pa
         assert len(first) == 6
         assert again == first[:2]
         drawn.append(first)
-    assert drawn[0] == drawn[1]
+    assert (drawn[0] == drawn[1]) is (draw == "shared")
 
 
 def test_images_of_targets_are_read_only_where_students_are_distilled_on_them(tmp_path: Path) -> None:
