@@ -208,7 +208,7 @@ def features_of(
     embedder = Embedder(found.state, found.student, draw_noise(task.resolution).to(device))
     view = None
     if needs_view:
-        view = TeacherView(found, images_of(ResidentBatches.of(job.pack(task), task, embedder.device)))
+        view = TeacherView(found, images_of(ResidentBatches.of(job.pack(task), task)).to(embedder.device))
     return featurise(task.name, job.space, found, records, embedder, view=view)
 
 

@@ -54,7 +54,7 @@ def run(job: Job, source: str | None = None, teacher_file: Path | None = None, w
     began = time.perf_counter()
     with one_thread():
         device = "cpu" if workers else job.device
-        data = ResidentBatches.of(job.pack(task), task, device) if predictor.needs_explained else None
+        data = ResidentBatches.of(job.pack(task), task) if predictor.needs_explained else None
         scorer = make_scorer(predictor, job.space, teacher, data=data, device=device, precision=settings.precision)
     adapt_s = time.perf_counter() - began
     ranking = Ranking()

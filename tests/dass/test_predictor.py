@@ -1,6 +1,5 @@
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,25 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from dass.errors import ConfigError, PredictorMismatchError, SchemaTooNewError, StoreError
+from dass.errors import ConfigError, PredictorMismatchError
 from dass.meta.episodes import Measured, Support
-from dass.meta.method import epochs_of
-from dass.predictor import (
-    Inputs,
-    MetaPredictor,
-    Predictor,
-    PredictorSpec,
-    load_predictor,
-    save_predictor,
-)
-from dass.records import Recipe
+from dass.predictor import Inputs, Predictor, PredictorSpec
 from dass.seeding import generator
 from dass.spaces import get_space
-from dass.tensors import pack_tensors, unpack_tensors
-
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-PAPER = PredictorSpec(space="released", resolution=64, num_channels=256, arch_dim=181, noise_sha="n0")
-SMALL = dataclasses.replace(PAPER, space="smoke", num_channels=6, arch_dim=5)
+from tests.dass.small_predictor import PAPER, SMALL, meta_predictor
 
 
 def inputs(spec: PredictorSpec, num: int = 4, side: int = 8, seed: int = 0) -> Inputs:
@@ -36,11 +22,6 @@ def inputs(spec: PredictorSpec, num: int = 4, side: int = 8, seed: int = 0) -> I
         torch.rand(num, spec.arch_dim, generator=rng),
         torch.rand(spec.num_channels, side, side, generator=rng),
     )
-
-
-def meta_predictor(rate: float = 0.01, **changes: Any) -> MetaPredictor:
-    model = Predictor(dataclasses.replace(SMALL, **changes), seed=1)
-    return MetaPredictor(model, {name: torch.full_like(value, rate) for name, value in model.named_parameters()})
 
 
 class TestNetwork:
@@ -324,92 +305,3 @@ class TestAdaptation:
         adapted = predictor.adapt(Support(given.arch[0], given.teacher_map, math.inf))
         assert adapted.num_skipped == 1
         torch.testing.assert_close(adapted.score(given.maps, given.arch), predictor.model(*given).detach().squeeze(1))
-
-
-class TestFile:
-    def test_weights_learned_rates_and_spec_come_back_bit_by_bit(self) -> None:
-        predictor = meta_predictor(unit="task_free", remap_mode="copy_paste_last")
-        for index, rate in enumerate(predictor.rates.values()):
-            rate.add_(index / 7)
-        loaded = load_predictor(predictor.save())
-        assert loaded.spec == predictor.spec
-        for name, value in predictor.model.named_parameters():
-            assert torch.equal(loaded.model.get_parameter(name), value)
-            assert torch.equal(loaded.rates[name], predictor.rates[name])
-
-    def test_legacy_alpha_puts_the_initial_rate_in_the_place_of_the_learned(self) -> None:
-        predictor = meta_predictor(rate=0.7, rate_init=0.025)
-        loaded = load_predictor(predictor.save(), legacy_alpha=True)
-        assert all(bool((rate == 0.025).all()) for rate in loaded.rates.values())
-
-    def test_that_meta_validation_did_not_choose_it_is_remembered(self) -> None:
-        model, rates = Predictor(SMALL, seed=0), meta_predictor().rates
-        flags = [load_predictor(save_predictor(model, rates, is_selected=flag)).is_selected for flag in (True, False)]
-        assert flags == [True, False]
-
-    @pytest.mark.parametrize(
-        ("name", "made_for", "wanted"),
-        [
-            ("space", "smoke", "paper5"),
-            ("resolution", 64, 32),
-            ("noise_sha", "n0", "n1"),
-            ("unit", "percent", "task_free"),
-            ("remap_mode", "copy_paste_first", "copy_paste_last"),
-        ],
-    )
-    def test_a_predictor_made_for_something_else_is_refused_with_both_values(
-        self, name: str, made_for: object, wanted: Any
-    ) -> None:
-        data = meta_predictor().save()
-        with pytest.raises(PredictorMismatchError, match=f"its {name} is {made_for!r}, got {wanted!r}"):
-            load_predictor(data, expect=dataclasses.replace(SMALL, **{name: wanted}))
-
-    def test_what_fits_the_expectation_is_loaded(self) -> None:
-        data = meta_predictor().save()
-        assert load_predictor(data, expect=SMALL).spec == SMALL
-        other_training = dataclasses.replace(SMALL, rate_init=0.5, guided=False)
-        assert load_predictor(data, expect=other_training).spec == SMALL
-
-    def test_damaged_and_foreign_files_are_store_errors(self) -> None:
-        data = meta_predictor().save()
-        tensors, header = unpack_tensors(data)
-        tensors.pop("rate.head.bias")
-        for broken in (data[:-5], pack_tensors(tensors, header), pack_tensors({"phi": torch.zeros(1)})):
-            with pytest.raises(StoreError):
-                load_predictor(broken)
-
-    def test_a_file_of_version_1_is_still_read(self) -> None:
-        predictor = meta_predictor()
-        tensors, header = unpack_tensors(predictor.save())
-        file = header["predictor"]
-        header["predictor"] = {
-            "version": 1,
-            "spec": {name: value for name, value in file["spec"].items() if name not in ("support_students", "recipe")},
-            "is_selected": True,
-        }
-        loaded = load_predictor(pack_tensors(tensors, header))
-        assert loaded.spec == predictor.spec
-        assert loaded.num_support == 0
-
-    def test_a_file_of_version_2_is_still_read(self) -> None:
-        loaded = load_predictor((GOLDEN / "predictor_v2.safetensors").read_bytes())
-        assert (loaded.spec.space, loaded.spec.resolution, loaded.spec.inputs) == ("paper5_w8", 32, "AR")
-        assert epochs_of(loaded.spec) is None
-
-    def test_it_says_after_how_many_epochs_students_have_what_it_foretells(self) -> None:
-        predictor = meta_predictor(recipe=Recipe(epochs=7).canonical)
-        assert epochs_of(load_predictor(predictor.save()).spec) == 7
-        assert epochs_of(load_predictor(meta_predictor().save()).spec) is None
-
-    @pytest.mark.parametrize("recipe", ["{", '{"epochs": "7"}', '{"epoch": 7}', "7"])
-    def test_a_recipe_that_is_none_is_refused(self, recipe: str) -> None:
-        tensors, header = unpack_tensors(meta_predictor().save())
-        header["predictor"]["spec"]["recipe"] = recipe
-        with pytest.raises(StoreError, match="canonical JSON"):
-            load_predictor(pack_tensors(tensors, header))
-
-    def test_a_file_of_a_newer_version_says_so(self) -> None:
-        tensors, header = unpack_tensors(meta_predictor().save())
-        header["predictor"]["version"] = 99
-        with pytest.raises(SchemaTooNewError, match="99"):
-            load_predictor(pack_tensors(tensors, header))
