@@ -131,9 +131,10 @@ def test_checkpoints_are_timed(scraper: Scraper, collected: Collected) -> None:
 
 def test_the_queue_tells_where_all_runs_stand(collected: Collected) -> None:
     whole = [counts for counts in collected.queue_runs if len(counts) == 5]
-    assert whole
-    assert all(sum(counts.values()) == len(collected.plan.runs) for counts in whole)
-    assert {"pending": 0, "running": 1, "waiting": 4, "finished": 0, "failed": 0} in whole
+    assert 4 in {counts["waiting"] for counts in whole}  # for their teacher; the rest may be over between two looks
+    for counts in whole:
+        assert sum(counts.values()) == len(collected.plan.runs)
+        assert (counts["waiting"], counts["failed"]) == (0 if counts["finished"] else 4, 0)
 
 
 def test_events_tell_run_lease_lane_and_step(collected: Collected) -> None:
