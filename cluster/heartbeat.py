@@ -6,6 +6,7 @@ After that while the training hangs, and on a GPU only the end of its process en
 import os
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -60,7 +61,7 @@ class Heartbeat:
         while not self._ended.wait(self._pause_s):
             if time.monotonic() - self._alive_at >= self._hang_s:
                 os._exit(EXIT_HANG)
-            try:  # a lost lease is no reason to stop: a queue that was started again may give it back to the lane
-                ray.get(self._queue.heartbeat.remote(self._lane, self._token))
-            except RayError:
-                return  # the queue is gone; the lane's own next call tells
+            # A lost lease is no reason to stop: a queue that was started again may give it back to the lane. Neither is one
+            # that is gone or silent, as the lane's own next call tells: whether the training hangs is asked all the same.
+            with suppress(RayError):
+                ray.get(self._queue.heartbeat.remote(self._lane, self._token), timeout=self._pause_s)

@@ -3,6 +3,7 @@
 Of packed records a few columns are read, all at once. Loose ones cost a read each, so of many only the newest are.
 """
 
+import math
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -35,7 +36,11 @@ def kind_of(run: Run) -> Kind:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """A record without its curve and its origin; fields as in Record, Result and Provenance."""
+    """A record without its curve and its origin; fields as in Record, Result and Provenance.
+
+    Raises:
+        ValueError: a value is none that a run can leave; see `cluster.sound`.
+    """
 
     run_id: str
     kind: Kind
@@ -44,6 +49,14 @@ class Outline:
     macs: int
     seconds: float
     device: str
+
+    def __post_init__(self) -> None:
+        accuracy = 0.0 if self.best_accuracy_pct is None else self.best_accuracy_pct
+        if not (0 <= accuracy <= 100 and self.macs >= 0 and 0 <= self.seconds < math.inf):
+            raise ValueError(
+                "the accuracy must be in 0..100 percent, macs >= 0 and seconds >= 0 and finite, got "
+                f"{accuracy}, {self.macs} and {self.seconds}"
+            )
 
     @property
     def is_measured(self) -> bool:

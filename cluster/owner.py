@@ -23,13 +23,19 @@ from cluster.schema import SCHEMA_VERSION, build, decode_json, encode_json
 from dass.errors import ClusterError, ObjectNotFoundError, StoreError
 
 FOLDER = "owners/"
+MOST_BEAT_S = 600.0  # nobody waits longer than a beat and a half for an owner
+_MOST_PID = 2**31
 _LOOKS_PER_BEAT = 10
 _BEATS_MISSED = 1.5
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who drives a plan, and how often it says so; `beat` counts."""
+    """Who drives a plan, and how often it says so; `beat` counts.
+
+    Raises:
+        ValueError: a value is none that a driver can have.
+    """
 
     id: str
     host: str
@@ -37,6 +43,13 @@ class Owner:
     since: str
     beat_s: float
     beat: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.beat_s <= MOST_BEAT_S and 0 < self.pid < _MOST_PID and self.beat >= 0):
+            raise ValueError(
+                f"beat_s must be in (0, {MOST_BEAT_S:g}], pid in (0, {_MOST_PID}) and beat >= 0, got {self.beat_s}, {self.pid} "
+                f"and {self.beat}"
+            )
 
     @property
     def is_gone(self) -> bool:
@@ -53,14 +66,14 @@ class Ownership:
     Args:
         store: where the plan's runs are recorded.
         plan_id: the plan's.
-        beat_s: seconds between two signs of life.
+        beat_s: seconds between two signs of life; at most MOST_BEAT_S, whatever is asked for.
     """
 
     def __init__(self, store: ObjectStore, plan_id: str, beat_s: float) -> None:
         self._store = store
         self._key = f"{FOLDER}{plan_id}.json"
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        self._me = Owner(uuid.uuid4().hex, _host(), os.getpid(), now, beat_s)
+        self._me = Owner(uuid.uuid4().hex, _host(), os.getpid(), now, min(beat_s, MOST_BEAT_S))
         self._beaten = -float("inf")
 
     @property

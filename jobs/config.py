@@ -52,7 +52,9 @@ class CollectConfig:
     )
     target_draw: Literal["shared", "own"] = field(
         default="shared",
-        metadata={"help": "shared: the same students on every target; own: others on each, which tell more of a method"},
+        metadata={
+            "help": "shared: the same students on every target; own: others on each, which tell more of a method"
+        },
     )
     sampler: Sampler = field(
         default="uniform", metadata={"help": "uniform, or macs_stratified to cover all sizes alike"}

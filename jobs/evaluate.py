@@ -260,7 +260,8 @@ def _tell(job: Job, benchmark: Benchmark) -> None:
             each.group,
             *(ranged(each.by_target[name]["spearman"]) for name in names),
             *([ranged(each.overall["spearman"])] if len(names) > 1 else []),
-            *(correlation(each.overall[metric].mean) for metric in ("spearman_in_bands", "kendall")),
+            ranged(each.overall["spearman_in_bands"]),
+            correlation(each.overall["kendall"].mean),
             *(percent(each.overall[metric].mean) for metric in ("regret_1", "regret_5")),
             *(brief(each.overall[metric].mean) for metric in ("seconds_per_candidate", "adapt_s")),
         )

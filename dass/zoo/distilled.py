@@ -18,15 +18,19 @@ class Distilled:
 
     network: in eval mode, on the CPU; images go in as float32 (N, 3, R, R), normalised by `dass.data.augment.normalise`,
         and logits (N, C) come out. run: student, recipe and seed. result: its accuracies and its learning curve.
-    classes: in the order of the logits. resolution: R, pixels. predicted_pct: what the predictor said before.
+    classes: in the order of the logits. resolution: R, pixels. predicted_pct: what the predictor said before;
+        predicted_epochs: after how many epochs the student would have that, where it is known.
     """
 
-    def __init__(self, trained: Trained, task: Task, teacher: Teacher, predicted_pct: float | None) -> None:
+    def __init__(
+        self, trained: Trained, task: Task, teacher: Teacher, predicted_pct: float | None, predicted_epochs: int | None
+    ) -> None:
         self.run = trained.run
         self.result = trained.result
         self.classes = task.classes
         self.resolution = task.resolution
         self.predicted_pct = predicted_pct
+        self.predicted_epochs = predicted_epochs
         self.network = build(self.run.student, task.num_classes)
         self.network.load_state_dict(dict(trained.weights))
         self.network.eval()
@@ -65,6 +69,7 @@ class Distilled:
     def _facts(self) -> list[tuple[str, str]]:
         student, num_classes = self.run.student, len(self.classes)
         macs, largest = (count_macs(each, self.resolution, num_classes) for each in (student, self._teacher.student))
+        after = "" if self.predicted_epochs is None else f" after {self.predicted_epochs} epochs"
         facts = [
             ("student", student.key),
             ("accuracy on test", f"{percent(self.result.test_accuracy_pct)} %"),
@@ -72,7 +77,7 @@ class Distilled:
                 "accuracy on valid",
                 f"{percent(self._accuracy_pct)} %, the teacher's {percent(self._teacher.accuracy_pct)} %",
             ),
-            ("predicted", f"{percent(self.predicted_pct)} %"),
+            ("predicted", f"{percent(self.predicted_pct)} %{after}"),
             ("MACs", f"{count(macs)}, the teacher's {count(largest)}"),
             ("parameters", count(count_params(student, num_classes))),
             ("classes", ", ".join(self.classes)),

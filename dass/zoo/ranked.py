@@ -104,7 +104,8 @@ class RankedStudents(Sequence[Candidate]):
         run = Run(self.task.id, self.teacher.id, chosen, recipe, seed)
         trained = train_alone(run, self._data, self.teacher, progress)
         predicted = next((each.score for each in self if each.student == chosen), None)
-        return Distilled(trained, self.task, self.teacher, predicted)
+        epochs = None if self.advice is None else self.advice.epochs
+        return Distilled(trained, self.task, self.teacher, predicted, epochs)
 
     def __repr__(self) -> str:
         title, *lines = self._told()

@@ -225,14 +225,25 @@ def test_a_queue_that_is_killed_gets_its_leases_back_and_its_lanes_go_on(site: S
     assert len(list(site.store.list("queue/"))) == 2
 
 
-def test_a_lane_that_hangs_is_killed_so_that_ray_starts_it_again(site: Site) -> None:
+class Silent:
+    """A queue that is starting again: it has not answered yet."""
+
+    def heartbeat(self, *_: object) -> None:
+        threading.Event().wait(60)
+
+
+@pytest.mark.parametrize("state", ["there", "gone", "starting again"])
+def test_a_lane_that_hangs_is_killed_so_that_ray_starts_it_again(state: str, site: Site) -> None:
     def hang(queue: Any) -> None:
         with Heartbeat(queue, "lane0", Token(1, 1), lease_s=0.3, hang_s=0.5):
-            threading.Event().wait(60)
+            threading.Event().wait(30)
 
+    queue = ray.remote(num_cpus=0)(Silent).remote() if state == "starting again" else queue_of(site, site.plan())
+    if state == "gone":
+        ray.kill(queue)
     task = ray.remote(max_retries=0, num_cpus=0)(hang)
     with pytest.raises(ray.exceptions.WorkerCrashedError):
-        ray.get(task.remote(queue_of(site, site.plan())))
+        ray.get(task.remote(queue))
 
 
 def test_lanes_that_no_machine_of_this_ray_can_hold_are_refused_and_not_waited_for(site: Site) -> None:

@@ -1,6 +1,7 @@
 """Who drives a plan: against a real second process, alive and killed."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 
 from cluster import owner
 from cluster.objects import FolderStore
-from cluster.owner import Ownership
+from cluster.owner import MOST_BEAT_S, Ownership
 from dass.errors import ClusterError, StoreError
 
 BEAT_S = 1.0
@@ -117,10 +118,27 @@ def test_a_store_that_is_down_ends_no_owner(store: FolderStore, monkeypatch: pyt
     mine.end()  # what ended the job is told, and not this
 
 
-def test_a_damaged_sign_of_life_is_named(store: FolderStore) -> None:
-    store.put("owners/plan.json", b'{"schema": 2}')
+@pytest.mark.parametrize(
+    "changes",
+    [None, {"beat_s": 1e300}, {"beat_s": math.nan}, {"beat_s": -1.0}, {"pid": 2**40}, {"pid": -1}, {"beat": -1}],
+    ids=str,
+)
+def test_a_damaged_sign_of_life_is_named(changes: dict[str, float] | None, store: FolderStore) -> None:
+    mine, _ = claimed(store)
+    told = json.loads(store.get("owners/plan.json"))
+    mine.end()
+    owner = {} if changes is None else {**told["owner"], **changes}
+    store.put("owners/plan.json", json.dumps({**told, "owner": owner}).encode())
     with pytest.raises(StoreError, match=r"owners/plan\.json"):
         claimed(store)
+
+
+def test_rare_signs_of_life_are_given_more_often(store: FolderStore) -> None:
+    mine = Ownership(store, "plan", 1e9)
+    assert list(mine.claim(takeover=False)) == []
+    owner = mine._read()
+    assert owner is not None
+    assert owner.beat_s == MOST_BEAT_S
 
 
 def test_signs_of_life_differ(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ from cluster.documents import get_document, get_latest, get_task
 from cluster.events import read_events
 from cluster.ledger import TrialLedger
 from cluster.objects import FolderStore, is_key
+from cluster.owner import Ownership
 from cluster.plan import Plan
 from cluster.schema import record_from_json, record_to_json
 from cluster.scores import ScoreLedger
@@ -102,13 +103,17 @@ def targets(folder: Path) -> dict[str, Target]:
     inside = FolderStore(folder / "keys")
     base = get_recipe("smoke")
     records = [record_to_json(make_record(make_run(number))) for number in range(2)]
+    owned = RemoteMemoryStore()
+    list(Ownership(owned, "x", 1.0).claim(takeover=False))
 
     def loose(data: bytes) -> None:
         record_from_json(data, "records/loose/aa/x.json")
         list(RunDatabase(target_store(kinds["loose record"].key, data)).scan())
 
     def packed(data: bytes) -> None:
-        list(RunDatabase(target_store("records/packed/t/x.parquet", data)).scan())
+        database = RunDatabase(target_store("records/packed/t/x.parquet", data))
+        for read in (database.outlines, lambda: list(database.scan())):
+            ours(read)
         list(table_to_records(parquet_to_table(data, "x"), "x"))
 
     def documents(data: bytes) -> None:
@@ -153,6 +158,10 @@ def targets(folder: Path) -> dict[str, Target]:
         "events": Target(
             lambda data: list(read_events(target_store("events/a/00000001.jsonl", data))),
             altered_json([seeds["events"]]),
+        ),
+        "owner of a plan": Target(
+            lambda data: next(Ownership(target_store("owners/x.json", data), "x", 1.0).claim(takeover=False), None),
+            altered_json([owned.get("owners/x.json")]),
         ),
         "trial of a tuning": Target(
             lambda data: TrialLedger(target_store(kinds["trial"].key, data), NAME, "trials").get(

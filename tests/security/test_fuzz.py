@@ -7,7 +7,7 @@ from tests.security.fuzz import Target, attempt, targets
 INPUTS = 60
 
 NAMES = (
-    "record as JSON", "records as Parquet", "documents", "events", "trial of a tuning", "scores of a search",
+    "record as JSON", "records as Parquet", "documents", "events", "owner of a plan", "trial of a tuning", "scores of a search",
     "checkpoint", "student file", "predictor", "MetaD2A", "TANS", "pack", "tensors", "data SPEC", "--set", "recipe TOML", "image",
     "Parquet of images", "key",
 )  # fmt: skip

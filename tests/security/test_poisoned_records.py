@@ -161,6 +161,23 @@ def test_a_packed_file_that_lies_is_refused(form: str, store: FolderStore) -> No
     assert store.get(key) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("seconds", value) for value in (float("nan"), float("inf"), -1.0)),
+        *(("best_accuracy_pct", value) for value in (float("nan"), 100.1, -1.0)),
+        ("macs", -5),
+    ],
+)
+def test_what_is_counted_of_packed_records_is_checked_as_the_records_are(
+    name: str, value: float, store: FolderStore
+) -> None:
+    key = "records/packed/task-a/poisoned.parquet"
+    store.put(key, lying(name, pa.array([value], ARROW_SCHEMA.field(name).type)))
+    for read in (lambda database: list(database.scan()), RunDatabase.outlines):
+        assert key in refusal(store, lambda store, read=read: read(RunDatabase(store)))
+
+
 def test_a_sound_packed_file_is_none_of_these(store: FolderStore) -> None:
     record = make_record(make_run(1))
     store.put("records/packed/task-a/sound.parquet", table_to_parquet(records_to_table([record])))

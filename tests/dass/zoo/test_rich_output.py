@@ -163,3 +163,4 @@ def test_the_example_in_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch
     assert saved.classes == ("cat", "dog")
     assert student.run.recipe == Recipe()
     assert ranking.advice is not None
+    assert f"{ranking.best.score:.1f} % after 6 epochs" in repr(student)  # what the shipped predictor learned from
