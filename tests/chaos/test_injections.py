@@ -4,11 +4,14 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cluster.database import RunDatabase
+from cluster.compaction import compact
+from cluster.database import RunDatabase, loose_key
 from cluster.objects import FolderStore
+from cluster.schema import record_to_json
 from dass.records import Status
 from tests.chaos.inject import inject
 from tests.chaos.trace import Trace
@@ -69,3 +72,35 @@ def test_the_judge_sees_what_is_missing_and_what_is_other_than_expected(tmp_path
     assert seen.wrong == {other.id, struck.id}
     assert look(database.store, expected, diverged={struck.id}).wrong == {other.id}
     assert look(database.store, expected, diverged={same.id}).wrong == {same.id, other.id, struck.id}
+    assert seen.duplicated == set()
+
+
+def test_the_judge_sees_a_run_with_two_records_and_one_that_nobody_planned(tmp_path: Path) -> None:
+    runs = [make_run(number) for number in range(4)]
+    expected = {run.id: make_record(run) for run in runs[:3]}
+    twice, again, plain, unplanned = (make_record(run) for run in runs)
+    database = RunDatabase(FolderStore(tmp_path))
+    for record in (twice, again, plain):
+        database.add(record)
+    for _ in compact(database.store, 0.0):
+        pass
+    late = replace(again, provenance=replace(again.provenance, attempt=again.provenance.attempt + 1, lane="late"))
+    database.store.put(
+        loose_key(late.run.id), record_to_json(late)
+    )  # a lease that was overtaken: it counts for nothing
+    other = replace(twice, provenance=replace(twice.provenance, seconds=twice.provenance.seconds + 1))
+    database.store.put(loose_key(other.run.id), record_to_json(other))
+    database.add(unplanned)
+    seen = look(database.store, expected, diverged=set())
+    assert seen.ids == expected.keys() | {unplanned.run.id}
+    assert (seen.duplicated, seen.wrong) == ({twice.run.id}, {unplanned.run.id})
+
+
+@pytest.mark.parametrize("name", ["threads", "memory_format", "versions"])
+def test_the_judge_compares_what_must_be_the_same_of_where_a_run_was_trained(name: str, tmp_path: Path) -> None:
+    record = make_record(make_run(1))
+    known: dict[str, Any] = {"threads": 7, "memory_format": "other", "versions": {"torch": "0"}}
+    changed = replace(record, provenance=replace(record.provenance, **{name: known[name]}))
+    database = RunDatabase(FolderStore(tmp_path))
+    database.add(changed)
+    assert look(database.store, {record.run.id: record}, diverged=set()).wrong == {record.run.id}
