@@ -1,6 +1,6 @@
 """Maps of candidates: one prefix tree of batched convolutions, against one student at a time.
 
-    python -m tests.benchmarks embed [--json] [--candidates N] [--device cpu|cuda] [--rounds R]
+    python -m tests.benchmarks embed [--json] [--candidates N] [--device cpu|cuda] [--rounds R] [--images B]
     python -m tests.benchmarks embed --stream [--json] [--points N ...]
 
 Uniform `paper5` candidates at 64 px, on all threads of torch, in float32 (without TF32). Two references, each measured
@@ -8,6 +8,9 @@ on a few of the same students and scaled, because their time is linear in the nu
 
 - *published*: each student built, remapped from the teacher and run alone, as in the released code;
 - *strong*: the best that plain PyTorch gives one at a time: nothing drawn for the weights, channels-last, inference mode.
+
+With `--images 64 --space paper5_w8 --resolution 16` it is the other half of a search by the predictor that ships: what candidates
+make of 64 images (`Embedder.features`), the means of their maps, in the place of the map of one image of noise.
 
 `dass, bfloat16` is `dass` under `search.precision=bfloat16`, and `bfloat16_error` what that changes the maps by, in Euclidean
 norms; it is no part of a ratio, as the references compute in float32. With the predictor that ships, the 3,000 students of a
@@ -122,7 +125,13 @@ def compare(options: Any) -> dict[str, Any]:
     resolution = options.resolution
     students = space.sample(num, generator("benchmark", "uniform"))
     state = build(space.largest, NUM_CLASSES, generator("benchmark")).state_dict()
-    noise = draw_noise(resolution).to(device)
+    shape = (options.images, 3, resolution, resolution)
+    noise = (
+        draw_noise(resolution)
+        if options.images == 1
+        else torch.randn(shape, generator=generator("benchmark", "images"))
+    )
+    noise = noise.to(device)
     few = students[: min(SAMPLE, num)]
     scale: float = num / len(few)
     on_device = {name: tensor.to(device) for name, tensor in state.items()}
@@ -130,41 +139,49 @@ def compare(options: Any) -> dict[str, Any]:
     def one_at_a_time(run: Callable[..., torch.Tensor]) -> float:
         def all_of_them() -> None:
             for student in few:
-                run(on_device, space.largest, student, NUM_CLASSES, noise)
+                maps = run(on_device, space.largest, student, NUM_CLASSES, noise)
+                if options.images > 1:
+                    maps.mean(dim=(2, 3))
 
         return scale * measure.seconds(all_of_them, device)
 
     embedder = Embedder(state, space.largest, noise)
     rounded = Embedder(state, space.largest, noise, precision="bfloat16")
-    maps = embedder.maps(students)
-    error = float((rounded.maps(students) - maps).norm() / maps.norm())
-    del maps  # or it would count as a part of the peak
+
+    def seen(by: Embedder) -> torch.Tensor:
+        return by.maps(students) if options.images == 1 else by.features(students)
+
+    exact = seen(embedder)
+    error = float((seen(rounded) - exact).norm() / exact.norm())
+    del exact  # or it would count as a part of the peak
     scorer = scorer_of(space, embedder, "benchmark", resolution)
     sides = {
         "published": lambda: one_at_a_time(published_map),
         "strong": lambda: one_at_a_time(strong_map),
-        "dass": lambda: measure.seconds(lambda: embedder.maps(students), device),
-        "dass, bfloat16": lambda: measure.seconds(lambda: rounded.maps(students), device),
+        "dass": lambda: measure.seconds(lambda: seen(embedder), device),
+        "dass, bfloat16": lambda: measure.seconds(lambda: seen(rounded), device),
     }
-    if device.type == "cuda":
+    if device.type == "cuda" and options.images == 1:
         sides["dass, embedded and scored"] = lambda: measure.seconds(lambda: scorer.score(students), device)
     found = measure.alternate(sides, options.rounds)
     middle = measure.medians(found)
     peak_mb = measure.peak_mb(device)  # before the limit takes memory of its own
     limit = measure.convolution_limit(space.largest, resolution, device)
-    flops = executed_flops(students, resolution)
+    flops = options.images * executed_flops(students, resolution)
+    alone = 2.0 * options.images * sum(count_macs(student, resolution, 0) for student in students)
     return measure.document(
-        "embed",
+        "embed" if options.images == 1 else "embed-images",
         ratio=middle["published"] / middle["dass"],
         ratio_strong=middle["strong"] / middle["dass"],
         limit_share=flops / middle["dass"] / limit,
         limit_gflops=limit / 1e9,
         bfloat16_error=error,
-        shared_share=1 - flops / (2.0 * sum(count_macs(student, resolution, 0) for student in students)),
+        shared_share=1 - flops / alone,
         peak_mb=peak_mb,
         medians={name: {"unit": "s", "value": value} for name, value in middle.items()},
         sizes={
             "candidates": num,
+            "images": options.images,
             "space": space.name,
             "resolution": resolution,
             "device": str(device),
@@ -229,6 +246,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--resolution", type=int, default=64, metavar="PX")
     parser.add_argument("--space", default="paper5", metavar="NAME")
+    parser.add_argument(
+        "--images", type=int, default=1, metavar="B", help="of which each candidate's features are taken"
+    )
     parser.add_argument("--rounds", type=int, default=3, metavar="R")
     parser.add_argument("--stream", action="store_true", help="by number of candidates, embedded and scored")
     parser.add_argument("--points", type=int, nargs="+", default=[10, 100, 1000, 10_000, 100_000], metavar="N")

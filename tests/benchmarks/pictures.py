@@ -24,7 +24,7 @@ from dass.report.canvas import ACCENT, CARD, CLOUD, INK, MUTED, SETTINGS, name_a
 Document = Mapping[str, Any]
 
 WIDTH, HEIGHT = 900, 330  # pixels in a README; the files have twice as many each way
-REFERENCED = ("embed", "cohort", "meta")  # whose ratio is a speed over that of a reference
+REFERENCED = ("embed", "embed-images", "cohort", "meta")  # whose ratio is a speed over that of a reference
 LANES = "control-plane"  # whose points are over lanes; all others' are over candidates
 LOOKS = ((ACCENT, "o"), (INK, "s"), (CLOUD, "^"), (MUTED, "D"))
 

@@ -67,9 +67,13 @@ def test_the_chunks_are_those_that_a_search_scores() -> None:
     assert list(chunks_of(proposals(), config)) == scorer.chunks
 
 
-def test_the_document_of_a_comparison_has_all_figures(capsys: pytest.CaptureFixture[str]) -> None:
-    main([*TINY, "--candidates", "5"])
+@pytest.mark.parametrize(("images", "name"), [(1, "embed"), (3, "embed-images")])
+def test_the_document_of_a_comparison_has_all_figures(
+    images: int, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*TINY, "--candidates", "5", "--images", str(images)])
     document = json.loads(capsys.readouterr().out)
+    assert (document["name"], document["sizes"]["images"]) == (name, images)
     assert document["medians"].keys() == {"published", "strong", "dass", "dass, bfloat16"}
     assert 0 < document["bfloat16_error"] < 0.05
     assert document["limit_share"] > 0
