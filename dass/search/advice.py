@@ -49,12 +49,15 @@ class Advice:
                 f"{100 * self.level:.0f} %."
             )
         low, high = self.interval_pct
-        said = (
-            f"Predicted for the winner{after}: {self.predicted_pct:.1f} %, with a chance of {100 * self.level:.0f} % between "
-            f"{low:.1f} and {high:.1f} %, by tasks that were held out"
-        )
+        if self.novelty.is_unlike_all:
+            return (
+                f"Predicted for the winner{after}: {self.predicted_pct:.1f} %. On a task like those held out it would have a chance "
+                f"of {100 * self.level:.0f} % to lie between {low:.1f} and {high:.1f} %; this one is unlike them, so what the "
+                "chance is nobody knows."
+            )
         return (
-            f"{said}; this one is unlike them, so it may be further off." if self.novelty.is_unlike_all else f"{said}."
+            f"Predicted for the winner{after}: {self.predicted_pct:.1f} %, with a chance of {100 * self.level:.0f} % between "
+            f"{low:.1f} and {high:.1f} %, by tasks that were held out."
         )
 
     @property

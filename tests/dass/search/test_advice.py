@@ -81,8 +81,8 @@ def test_an_advice_in_words() -> None:
         (
             replace(ADVICE, novelty=Novelty(2.0, ("one reason",))),
             0,
-            "Predicted for the winner: 61.2 %, with a chance of 80 % between 55.0 and 67.4 %, by tasks that were held out; this "
-            "one is unlike them, so it may be further off.",
+            "Predicted for the winner: 61.2 %. On a task like those held out it would have a chance of 80 % to lie between 55.0 "
+            "and 67.4 %; this one is unlike them, so what the chance is nobody knows.",
         ),
         (
             replace(ADVICE, novelty=Novelty(2.0, ("one reason",))),
