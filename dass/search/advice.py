@@ -51,9 +51,9 @@ class Advice:
         low, high = self.interval_pct
         if self.novelty.is_unlike_all:
             return (
-                f"Predicted for the winner{after}: {self.predicted_pct:.1f} %. On a task like those held out it would have a chance "
-                f"of {100 * self.level:.0f} % to lie between {low:.1f} and {high:.1f} %; this one is unlike them, so what the "
-                "chance is nobody knows."
+                f"Predicted for the winner{after}: {self.predicted_pct:.1f} %. On a task like those held out it would have a "
+                f"chance of {100 * self.level:.0f} % to lie between {low:.1f} and {high:.1f} %; this one is unlike them, so what "
+                "the chance is nobody knows."
             )
         return (
             f"Predicted for the winner{after}: {self.predicted_pct:.1f} %, with a chance of {100 * self.level:.0f} % between "
