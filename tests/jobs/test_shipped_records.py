@@ -25,7 +25,8 @@ from jobs.recipes import get_recipe
 from tests.jobs.command import ROOT, call
 from tests.jobs.images import save_weights, write_images
 
-TARGETS = {"cifar10", "dtd10", "isic_ham10000", "rsscn7"}
+SHARING = {"cifar10", "dtd10", "isic_ham10000", "rsscn7"}  # targets that were collected with one draw of students
+TARGETS = SHARING | {"cars80", "flowers17", "quickdraw15"}
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +69,13 @@ def test_the_records_are_those_of_the_card_and_hold_neither_images_nor_weights(s
     assert not weights & {key.split("/")[-1] for key in store.list()}
 
 
-def test_students_of_a_target_share_one_draw(store: FolderStore) -> None:
+def test_targets_share_their_students_or_have_their_own(store: FolderStore) -> None:
     drawn: dict[str, set[Student]] = {}
     for record in RunDatabase(store).scan():
         if record.run.teacher and (name := get_task(store, record.run.task).name) in TARGETS:
             drawn.setdefault(name, set()).add(record.run.student)
-    assert len({frozenset(students) for students in drawn.values()}) == 1
+    assert len({frozenset(drawn[name]) for name in SHARING}) == 1
+    assert len({frozenset(students) for students in drawn.values()}) == 1 + len(TARGETS - SHARING)
 
 
 def test_every_method_has_its_scores(store: FolderStore) -> None:
