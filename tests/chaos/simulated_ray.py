@@ -4,18 +4,20 @@ A call takes time both ways. When its actor dies before the answer is there it i
 as Ray does with max_task_retries=-1, and now and then so without a death: a lost answer. Calls of one caller keep no order.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from tests.chaos.kernel import Process, Task, World
 
 LATENCY_S = 0.02
 REPEATED = 0.02  # share of the calls whose answer is lost
 RESTART_S = (0.5, 6.0)
+_TINY_S = 1e-6  # what the rounding of clocks may leave
 
 
 class Observer(Protocol):
@@ -172,11 +174,17 @@ class SimulatedRay:
 
     world: World
 
-    def get(self, call: Reference) -> Any:
-        """Wait for the answer."""
+    def get(self, call: Reference, timeout: float = math.inf) -> Any:
+        """Wait for the answer, so long at most."""
+        until = self.world.process.monotonic() + timeout
         while not call.is_done:
             call.ticket = self.world.task.ticket
-            self.world.park()
+            if timeout == math.inf:
+                self.world.park()
+            elif (left := until - self.world.process.monotonic()) > _TINY_S:
+                self.world.process.sleep(left)
+            else:
+                raise GetTimeoutError
         if call.error is not None:
             raise call.error
         return call.value
