@@ -4,7 +4,7 @@ One multiply-add is one MAC. Convolutions and the classifier count; batch norm, 
 shortcut do not. `num_classes=0` gives the trunk without its classifier.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from dass.errors import ConfigError, DataError, SpaceError
 from dass.records import Student
@@ -70,6 +70,22 @@ def count_params(student: Student, num_classes: int) -> int:
         for inputs, outputs in stage_convolutions(row, entering)
     )
     return trunk + (student.widths[-1][-1] + 1) * _checked(num_classes)
+
+
+def count_shared_macs(students: Iterable[Student], resolution: int) -> int:
+    """MACs of one image through all trunks, each block once for those that begin alike; without stems."""
+    seen: set[tuple[tuple[int, ...], ...]] = set()
+    total = 0
+    for student in students:
+        for stage, (entering, row) in enumerate(_stages(student)):
+            inputs = row[0] if entering is None else entering
+            for depth, width in enumerate(row, 1):
+                prefix = (*student.widths[:stage], row[:depth])
+                if prefix not in seen:
+                    seen.add(prefix)
+                    total += stage_macs((width,), inputs, resolution >> stage)
+                inputs = width
+    return total
 
 
 def _stages(student: Student) -> list[tuple[int | None, tuple[int, ...]]]:

@@ -30,7 +30,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the customary name
 
 from dass import winograd
+from dass.cost import count_shared_macs
 from dass.errors import ConfigError
+from dass.kernels import keep_kernels
 from dass.networks.small_resnet import BN_EPS, STRIDES
 from dass.records import Init, Student
 from dass.remap import channel_slice, teacher_block
@@ -38,10 +40,13 @@ from dass.seeding import generator
 from dass.tensors import open_tensors, packed_sha256
 from dass.threads import workers
 
+keep_kernels()  # here, because it must come before the first convolution
+
 NOISE_SEED = 0
 _KEPT_NOISE = Path(__file__).with_name("noise.safetensors")
-CHUNK = 128  # students whose maps are computed together, by one thread
-PASS_BYTES = 64 << 20  # of a level's maps: students look at so many images together as this has room for
+CHUNK = 250  # the most students whose maps are computed together, by one thread
+CHUNK_BYTES = 128 << 20  # of their maps of one level: as many students, as this has room for
+FEWEST = 16  # students together, for whom images are parted where that is too little room
 WIDE = 96 * 96  # channels in times channels out, from which Winograd's filtering is the faster one on a CPU
 
 MapPrecision = Literal["float32", "bfloat16"]
@@ -199,28 +204,33 @@ class Embedder:
         """Without memory to use again and sliced filters: a copy, by `to` or in another process, makes its own."""
         return {**vars(self), "_idle": [], "_pairs": {}}
 
-    def maps(self, students: Sequence[Student], chunk: int = CHUNK) -> torch.Tensor:
+    @property
+    def chunk(self) -> int:
+        """How many students are computed together where nothing else is said."""
+        return min(CHUNK, max(1, CHUNK_BYTES // (self._images_at_once * self._image_bytes)))
+
+    def maps(self, students: Sequence[Student], chunk: int | None = None) -> torch.Tensor:
         """float32 (n, C, H, W) of the first image, in the order of `students`; C is the width of the teacher's last block."""
         side = self._side(len(STRIDES) - 1)
         maps = torch.empty(len(students), self._num_channels, side, side, device=self.device)
-        return self._fill(maps, students, chunk, lambda found: found[:, 0])
+        return self._fill(maps, students, chunk or self.chunk, lambda found: found[:, 0].permute(0, 3, 1, 2))
 
-    def features(self, students: Sequence[Student], chunk: int = CHUNK) -> torch.Tensor:
+    def features(self, students: Sequence[Student], chunk: int | None = None) -> torch.Tensor:
         """float32 (n, B, C), the means of the maps over their places: what the classifier of each student sees of images."""
-        at_once = max(1, PASS_BYTES // (chunk * self._stem[0, 0].numel() * self._stem.element_size()))
+        chunk, at_once = chunk or self.chunk, self._images_at_once
         features = torch.empty(len(students), self._stem.shape[1], self._num_channels, device=self.device)
         for stem, room in zip(
             torch.split(self._stem, at_once, dim=1), torch.split(features, at_once, dim=1), strict=True
         ):
             part = copy.copy(self)
             part._stem, part._idle, part._pairs = stem, self._idle, self._pairs
-            part._fill(room, students, chunk, lambda found: found.mean(dim=(3, 4)))
+            part._fill(room, students, chunk, lambda found: found.mean(dim=(2, 3)))
         return features
 
-    def stream(self, students: Sequence[Student], chunk: int = CHUNK) -> Iterator[tuple[list[int], torch.Tensor]]:
+    def stream(self, students: Sequence[Student]) -> Iterator[tuple[list[int], torch.Tensor]]:
         """`maps` in chunks that share prefixes, as (indices into `students`, maps); memory is that of one chunk."""
-        for indices in _cut(students, chunk):
-            yield indices, self._chunk([students[index] for index in indices])[:, 0]
+        for indices in cut(students, self.chunk):
+            yield indices, self._chunk([students[index] for index in indices])[:, 0].permute(0, 3, 1, 2)
 
     def _fill(
         self,
@@ -229,7 +239,7 @@ class Embedder:
         chunk: int,
         read: Callable[[torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
-        """`room`, a row for each student, filled with what `read` makes of the maps (n, B, C, H, W) of a chunk."""
+        """`room`, a row for each student, filled with what `read` makes of the maps (n, B, H, W, C) of a chunk."""
         if not students:
             raise ValueError("maps need at least one student, got none")
 
@@ -238,9 +248,18 @@ class Embedder:
             room[indices] = read(self._chunk([students[index] for index in indices]))
 
         with workers(self._stem.device) as each:
-            for _ in each(fill, _cut(students, chunk)):
+            for _ in each(fill, cut(students, chunk)):
                 pass
         return room
+
+    @property
+    def _image_bytes(self) -> int:
+        """Of the map of one image that enters the first stage, the largest of one student."""
+        return self._stem[0, 0].numel() * self._stem.element_size()
+
+    @property
+    def _images_at_once(self) -> int:
+        return min(self._stem.shape[1], max(1, CHUNK_BYTES // (FEWEST * self._image_bytes)))
 
     @property
     def _num_channels(self) -> int:
@@ -248,7 +267,7 @@ class Embedder:
 
     @torch.inference_mode()
     def _chunk(self, students: Sequence[Student]) -> torch.Tensor:
-        """Maps (n, B, C, H, W) of one chunk, stage by stage."""
+        """Maps (n, B, H, W, C) of one chunk, stage by stage."""
         entering = [student.widths[0][0] for student in students]
         sites: list[Site] = [(width, 0) for width in entering]
         maps = {width: self._stem[..., :width] for width in entering}
@@ -260,7 +279,7 @@ class Embedder:
             maps, sites = self._stage(stage, [student.widths[stage] for student in students], maps, sites, scratch)
         ((_, last),) = maps.items()
         rows = _index([row for _, row in sites], last)
-        found = last.permute(0, 1, 4, 2, 3).index_select(0, rows).float()
+        found = last.index_select(0, rows).float()
         self._idle.append(scratch)
         return found
 
@@ -355,8 +374,13 @@ def _index(rows: list[int], like: torch.Tensor) -> torch.Tensor:
     return torch.tensor(rows, device=like.device)
 
 
-def _cut(students: Sequence[Student], chunk: int) -> Iterator[list[int]]:
-    """The students' indices in chunks in which neighbours share prefixes."""
+def cut(students: Sequence[Student], chunk: int) -> list[list[int]]:
+    """The students' indices in chunks in which neighbours share prefixes, most work first, so that workers end together."""
     order = sorted(range(len(students)), key=lambda index: students[index].widths)
-    for start in range(0, len(order), chunk):
-        yield order[start : start + chunk]
+    num = math.ceil(len(order) / chunk)
+    chunks = [order[len(order) * number // num : len(order) * (number + 1) // num] for number in range(num)]
+    return sorted(
+        chunks,
+        key=lambda indices: count_shared_macs((students[index] for index in indices), resolution=8),  # or any other
+        reverse=True,
+    )

@@ -17,7 +17,7 @@ TILE = 4  # outputs of a tile, each way
 _TAPS = 3  # of a filter, each way
 _REACH = TILE + _TAPS - 1
 _POINTS = np.array([0, 3 / 4, -3 / 4, 3 / 2, -3 / 2])
-_BLOCK = 2**17  # numbers in the maps that are transformed at a time, so that the tiles stay in the cache
+_BLOCK = 2**18  # numbers in the maps that are transformed at a time, so that the tiles stay in the cache
 
 
 def _powers(num: int) -> NDArray[np.float64]:

@@ -41,8 +41,8 @@ from typing import Any
 
 import torch
 
-from dass.cost import KERNEL_AREA, count_macs
-from dass.embed import CHUNK, Embedder, draw_noise
+from dass.cost import count_macs, count_shared_macs
+from dass.embed import Embedder, cut, draw_noise
 from dass.meta.episodes import Support
 from dass.networks import build
 from dass.precision import full_float32
@@ -63,24 +63,10 @@ SAMPLE = 40  # students that the references are measured on
 NUM_OF_A_KIND = 1000  # students, uniform ones and mutants
 
 
-def executed_flops(students: Sequence[Student], resolution: int, chunk: int = CHUNK) -> float:
+def executed_flops(students: Sequence[Student], resolution: int, chunk: int) -> float:
     """FLOPs of the convolutions that embedding executes: every prefix once per chunk."""
-    ordered = sorted(students, key=lambda student: student.widths)
-    total = 0
-    for start in range(0, len(ordered), chunk):
-        prefixes: set[tuple[int, ...]] = set()
-        for student in ordered[start : start + chunk]:
-            entering = student.widths[0][0]
-            prefix: tuple[int, ...] = (entering,)
-            for stage, row in enumerate(student.widths):
-                area = (resolution >> stage) ** 2
-                for width in row:
-                    prefix += (stage, width)
-                    if prefix not in prefixes:
-                        prefixes.add(prefix)
-                        total += KERNEL_AREA * area * (entering * width + width * width)
-                    entering = width
-    return 2.0 * total
+    chunks = ([students[index] for index in indices] for indices in cut(students, chunk))
+    return 2.0 * sum(count_shared_macs(each, resolution) for each in chunks)
 
 
 def chunks_of(strategy: Strategy, config: SearchConfig) -> Iterator[Chunk]:
@@ -167,7 +153,7 @@ def compare(options: Any) -> dict[str, Any]:
     middle = measure.medians(found)
     peak_mb = measure.peak_mb(device)  # before the limit takes memory of its own
     limit = measure.convolution_limit(space.largest, resolution, device)
-    flops = options.images * executed_flops(students, resolution)
+    flops = options.images * executed_flops(students, resolution, embedder.chunk)
     alone = 2.0 * options.images * sum(count_macs(student, resolution, 0) for student in students)
     return measure.document(
         "embed" if options.images == 1 else "embed-images",
@@ -222,7 +208,10 @@ def stream(options: Any) -> dict[str, Any]:
     peak_mb = measure.peak_mb(device)  # before the limit takes memory of its own
     limit = measure.convolution_limit(space.largest, resolution, device)
     most, most_s, _ = max(points)
-    flops = sum(executed_flops(chunk, resolution) for chunk in chunks_of(proposals(), SearchConfig(candidates=most)))
+    flops = sum(
+        executed_flops(chunk, resolution, embedder.chunk)
+        for chunk in chunks_of(proposals(), SearchConfig(candidates=most))
+    )
     rates = [taken / num for num, taken, _ in points if num >= 1000]
     return measure.document(
         "embed-stream",

@@ -41,7 +41,7 @@ def test_the_flops_of_two_students_that_share_a_stage_and_a_block() -> None:
     second = Student(((2,), (3, 7), (5,), (6,)))
     both = 8 * 8 * (2 * 2 + 2 * 2) + 4 * 4 * (2 * 3 + 3 * 3)
     apart = [4 * 4 * (3 * n + n * n) + 2 * 2 * (n * 5 + 5 * 5) + 1 * 1 * (5 * 6 + 6 * 6) for n in (4, 7)]
-    assert executed_flops([first, second], resolution=8) == 2 * 9 * (both + sum(apart))
+    assert executed_flops([first, second], resolution=8, chunk=2) == 2 * 9 * (both + sum(apart))
     assert executed_flops([first, second], resolution=8, chunk=1) == 2 * 9 * (2 * both + sum(apart))
 
 
@@ -89,6 +89,6 @@ def test_the_share_of_a_stream_is_that_of_its_most_candidates(
     document = json.loads(capsys.readouterr().out)
     (most, most_s), (least, _) = document["points"]
     assert (most, least) == (6, 3)
-    flops = executed_flops(make_strategy("random", get_space("paper5_w8"), Budget(), 16, 10, 0).ask(6), 16)
+    flops = executed_flops(make_strategy("random", get_space("paper5_w8"), Budget(), 16, 10, 0).ask(6), 16, chunk=6)
     assert document["limit_share"] * document["limit_gflops"] * 1e9 * most_s == pytest.approx(flops)
     assert document["sizes"]["rounds"] == 1
