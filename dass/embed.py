@@ -286,46 +286,44 @@ class Embedder:
     def _stage(
         self, stage: int, rows: list[tuple[int, ...]], maps: Maps, sites: list[Site], scratch: _Scratch
     ) -> tuple[Maps, list[Site]]:
-        """Carry every node through one stage; shallow students leave it earlier than deep ones."""
-        leavers = (row[-1] for _, row in set(zip(sites, rows, strict=True)))
-        left = self._shelf(stage, leavers, scratch, f"left {stage % 2}")
-        sites, final = list(sites), list(sites)
-        active = list(range(len(sites)))
-        for level in range(max(map(len, rows))):
-            blocks = [teacher_block(self._teacher.depths[stage], len(rows[i]), level, self._mode) for i in active]
-            children = [(*sites[i], block, rows[i][level]) for i, block in zip(active, blocks, strict=True)]
-            maps, where = self._level(stage, level, children, maps, scratch)
-            for i, child in zip(active, children, strict=True):
+        """Carry every node through one stage; shallow students leave it earlier than deep ones.
+
+        Maps as wide as those that leave lie in a shelf of the whole stage, so that none is moved when it does.
+        """
+        depth = self._teacher.depths[stage]
+        paths = [
+            tuple((teacher_block(depth, len(row), level, self._mode), width) for level, width in enumerate(row))
+            for row in rows
+        ]
+        ends = {row[-1] for row in rows}
+        nodes = {(site, path[:end]) for site, path in zip(sites, paths, strict=True) for end in range(1, 1 + len(path))}
+        widths = [path[-1][1] for _, path in nodes]
+        left = self._shelf(stage, (width for width in widths if width in ends), scratch, f"left {stage % 2}")
+        sites = list(sites)
+        for level in range(max(map(len, paths))):
+            children = {i: (*sites[i], *path[level]) for i, path in enumerate(paths) if level < len(path)}
+            maps, where = self._level(stage, level, set(children.values()), maps, left, scratch)
+            for i, child in children.items():
                 sites[i] = where[child]
-            done = [i for i in active if len(rows[i]) == level + 1]
-            for width in sorted({sites[i][0] for i in done}):
-                leaving = sorted({sites[i][1] for i in done if sites[i][0] == width})
-                room, first = left.take(width, len(leaving))
-                torch.index_select(maps[width], 0, _index(leaving, room), out=room)
-                place = {row: first + offset for offset, row in enumerate(leaving)}
-                for i in done:
-                    if sites[i][0] == width:
-                        final[i] = (width, place[sites[i][1]])
-            active = [i for i in active if len(rows[i]) > level + 1]
-        return left.maps, final
+        return left.maps, sites
 
     def _level(
-        self, stage: int, level: int, children: list[Child], maps: Maps, scratch: _Scratch
+        self, stage: int, level: int, children: set[Child], maps: Maps, left: _Shelf, scratch: _Scratch
     ) -> tuple[Maps, dict[Child, Site]]:
-        """One block for all distinct children, grouped by filters; their maps, and where each lies."""
-        distinct = sorted(set(children))
+        """One block for all children, grouped by filters; the maps of the level and of `left`, and where each child lies."""
         groups: dict[tuple[int, int, int], list[int]] = defaultdict(list)
-        for parent_width, row, block, width in distinct:
+        for parent_width, row, block, width in sorted(children):
             groups[parent_width, block, width].append(row)
         stride = STRIDES[stage] if level == 0 else 1
-        shelf = self._shelf(stage, (width for *_, width in distinct), scratch, f"level {level % 2}")
+        others = (width for *_, width in children if width not in left.maps)
+        shelf = self._shelf(stage, others, scratch, f"level {level % 2}")
         where: dict[Child, Site] = {}
         for (parent_width, block, width), rows in groups.items():
-            room, first = shelf.take(width, len(rows))
+            room, first = (left if width in left.maps else shelf).take(width, len(rows))
             self._block(stage, block, _rows(maps[parent_width], rows), stride, room)
             for offset, row in enumerate(rows):
                 where[parent_width, row, block, width] = (width, first + offset)
-        return shelf.maps, where
+        return {**shelf.maps, **left.maps}, where
 
     def _block(self, stage: int, block: int, maps: torch.Tensor, stride: int, room: torch.Tensor) -> None:
         """The teacher's block, sliced to maps.shape[-1] -> room.shape[-1] channels, into `room`."""
