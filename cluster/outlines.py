@@ -3,7 +3,6 @@
 Of packed records a few columns are read, all at once. Loose ones cost a read each, so of many only the newest are.
 """
 
-import math
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from cluster.schema import damaged, read_recipe
+from cluster.sound import measure_faults
 from dass.records import Record, Run, Status
 
 OUTLINE_COLUMNS = (
@@ -51,12 +51,9 @@ class Outline:
     device: str
 
     def __post_init__(self) -> None:
-        accuracy = 0.0 if self.best_accuracy_pct is None else self.best_accuracy_pct
-        if not (0 <= accuracy <= 100 and self.macs >= 0 and 0 <= self.seconds < math.inf):
-            raise ValueError(
-                "the accuracy must be in 0..100 percent, macs >= 0 and seconds >= 0 and finite, got "
-                f"{accuracy}, {self.macs} and {self.seconds}"
-            )
+        accuracies = () if self.best_accuracy_pct is None else (self.best_accuracy_pct,)
+        if fault := next(measure_faults(accuracies, self.macs, self.seconds), ""):
+            raise ValueError(f"an outline must be that of a sound record, got {fault}")
 
     @property
     def is_measured(self) -> bool:

@@ -4,7 +4,7 @@ Losses may be infinite or NaN, because that is what a run diverges to; accuracie
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from cluster.objects import is_key
 from dass.records import Record
@@ -36,14 +36,11 @@ def _faults(record: Record) -> Iterator[str]:
             accuracies.append(point.valid_accuracy_pct)
     measured = (result.best_accuracy_pct, result.final_accuracy_pct, result.test_accuracy_pct)
     accuracies += [accuracy for accuracy in measured if accuracy is not None]
-    for accuracy in accuracies:
-        if not 0 <= accuracy <= 100:
-            yield f"the accuracy {accuracy}, which must be in 0..100 percent"
+    yield from measure_faults(accuracies, record.macs, provenance.seconds)
     for name, count, end in (
         ("diverged_epoch", result.diverged_epoch or 0, _INT32),
         ("num_classes", record.num_classes, _INT32),
         ("resolution", record.resolution, _INT32),
-        ("macs", record.macs, _INT64),
         ("params", record.params, _INT64),
         ("threads", provenance.threads, _INT32),
         ("attempt", provenance.attempt, _INT32),
@@ -51,10 +48,19 @@ def _faults(record: Record) -> Iterator[str]:
     ):
         if not 0 <= count < end:
             yield f"{name} {count!r:.80}, which must be >= 0 and below {end}"
-    if not 0 <= provenance.seconds < math.inf:
-        yield f"seconds {provenance.seconds}, which must be >= 0 and finite"
     if not _is_unicode(record):
         yield "a text that is no Unicode"
+
+
+def measure_faults(accuracies_pct: Iterable[float], macs: int, seconds: float) -> Iterator[str]:
+    """Those of figures that are kept without the rest of their record too."""
+    for accuracy in accuracies_pct:
+        if not 0 <= accuracy <= 100:
+            yield f"the accuracy {accuracy}, which must be in 0..100 percent"
+    if not 0 <= macs < _INT64:
+        yield f"macs {macs!r:.80}, which must be >= 0 and below {_INT64}"
+    if not 0 <= seconds < math.inf:
+        yield f"seconds {seconds}, which must be >= 0 and finite"
 
 
 def _is_unicode(record: Record) -> bool:

@@ -43,22 +43,16 @@ class Advice:
     @property
     def _accuracy(self) -> str:
         after = "" if self.epochs is None else f" after {self.epochs} epochs"
+        predicted, level = f"Predicted for the winner{after}: {self.predicted_pct:.1f} %", f"{100 * self.level:.0f} %"
         if self.interval_pct is None:
-            return (
-                f"Predicted for the winner{after}: {self.predicted_pct:.1f} %; too few tasks were held out for an interval of "
-                f"{100 * self.level:.0f} %."
-            )
+            return f"{predicted}; too few tasks were held out for an interval of {level}."
         low, high = self.interval_pct
         if self.novelty.is_unlike_all:
             return (
-                f"Predicted for the winner{after}: {self.predicted_pct:.1f} %. On a task like those held out it would have a "
-                f"chance of {100 * self.level:.0f} % to lie between {low:.1f} and {high:.1f} %; this one is unlike them, so what "
-                "the chance is nobody knows."
+                f"{predicted}. On a task like those held out it would have a chance of {level} to lie between {low:.1f} and "
+                f"{high:.1f} %; this one is unlike them, so what the chance is nobody knows."
             )
-        return (
-            f"Predicted for the winner{after}: {self.predicted_pct:.1f} %, with a chance of {100 * self.level:.0f} % between "
-            f"{low:.1f} and {high:.1f} %, by tasks that were held out."
-        )
+        return f"{predicted}, with a chance of {level} between {low:.1f} and {high:.1f} %, by tasks that were held out."
 
     @property
     def _pilots(self) -> str:
