@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,14 +15,27 @@ from dass.errors import ConfigError, ObjectNotFoundError
 from dass.evaluation import label_noise_pct
 from dass.meta.calibration import Calibration, calibrate
 from dass.meta.calibration_file import from_document, to_document
-from dass.meta.held_out import HeldOut, by_classes, check_enough, folds, predict
+from dass.meta.held_out import Fold, HeldOut, by_classes, check_enough, folds, predict
 from dass.meta.train import MetaConfig, MetaTraining
 from dass.metrics import spearman
+from dass.predictor import load_predictor
 from dass.records import Status, content_id
 from dass.search.advice import LEVEL
 from dass.zoo.files import calibration_bytes, calibration_path
+from jobs.evaluation_records import targets_elsewhere
 from jobs.job import Job
-from jobs.meta_train import Learnable, current, features, learn, learnable, shown, spec_of, training_key, tuning_key
+from jobs.meta_train import (
+    Learnable,
+    current,
+    features,
+    features_of,
+    learn,
+    learnable,
+    shown,
+    spec_of,
+    training_key,
+    tuning_key,
+)
 from jobs.output import check_output, write_output
 
 
@@ -54,9 +67,19 @@ def run(job: Job) -> dict[str, Any]:
         _keep(job, predictor, done)
         remove_checkpoints(job.store, key)
     noise, sampler = label_noise_pct(_repeats(job)), job.config.collect.sampler
-    calibration = calibrate(done, label_noise_pct=noise, sampler=sampler)
+    calibration = calibrate(done, elsewhere=_elsewhere(job, predictor), label_noise_pct=noise, sampler=sampler)
     _keep(job, predictor, done, calibration)
     return _told(job, calibration, _mean_spearman(done))
+
+
+def _elsewhere(job: Job, predictor: str) -> list[HeldOut]:
+    """What the store's predictor says of the students of targets, which are images that it learned nothing from."""
+    method = load_predictor(get_blob(job.store, predictor))
+    found: list[HeldOut] = []
+    for target in targets_elsewhere(job):
+        lesson = features_of(job, target.task, target.all, job.device, target.teacher)
+        found += predict(method, Fold((), (), (replace(lesson, name=target.task.name),)))
+    return found
 
 
 def _mean_spearman(held_out: Sequence[HeldOut]) -> float | None:
@@ -154,10 +177,18 @@ def _told(job: Job, calibration: Calibration, ranked: float | None) -> dict[str,
         f"errors within a task {calibration.within_sd_pct:.1f} points (sd); students of tasks held out were ranked with Spearman "
         f"{shown(ranked)} on average."
     )
+    away = calibration.away(LEVEL)
+    if calibration.elsewhere:
+        by_them = "too few for an interval" if away is None else f"± {away.half_width_pct(LEVEL):.1f} points"
+        job.console.tell(
+            f"A task that is unlike all of these, by {len(calibration.elsewhere)} of other images: {by_them}."
+        )
     return {
         "tasks": len(calibration.tasks),
         "groups": len(calibration.groups),
         "half_width_pct": reach,
+        "elsewhere": [task.name for task in calibration.elsewhere],
+        "elsewhere_half_width_pct": None if away is None else away.half_width_pct(LEVEL),
         "level": LEVEL,
         "within_sd_pct": calibration.within_sd_pct,
         "pair_log_loss": calibration.pair_log_loss,

@@ -44,6 +44,7 @@ from dass.evaluation import (
     summarise,
 )
 from dass.meta.calibration import Calibration
+from dass.meta.novelty import novelty
 from dass.predictor import METHOD
 from dass.records import content_id
 from dass.report import render_benchmark
@@ -175,8 +176,16 @@ def _redrawn(evaluation: Evaluation, results: Mapping[Place, Scored], order: Seq
 def _coverage(
     evaluation: Evaluation, results: Mapping[Place, Scored], calibration: Calibration, target: Target
 ) -> Coverage | None:
-    """None where DaSS is not compared, or the calibration has too few groups for the level."""
+    """None where DaSS is not compared, or the calibration has too few groups for the level.
+
+    A target by which the calibration was made is left out of it, and where it is unlike all meta tasks the others of its
+    kind are asked, as `search` does.
+    """
     seeds = [seed for method in evaluation.methods if method.name == METHOD for seed in evaluation.seeds_of(method)]
+    for known in calibration.elsewhere:
+        if known.name == target.task.name:
+            unlike = novelty(calibration.teachers, known.teacher, target.task.num_classes).is_unlike_all
+            calibration = (calibration.away(LEVEL, but=known.name) if unlike else None) or calibration
     if calibration.reachable_level < LEVEL or not seeds:
         return None
     scores = torch.tensor([results[METHOD, seed, target.task.name].scores for seed in seeds])

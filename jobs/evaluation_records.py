@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cluster.documents import get_latest, put_latest
@@ -68,14 +69,29 @@ def find_targets(job: Job, sources: Sequence[str], meta_ids: Iterable[str]) -> l
         ConfigError: there is no target, two have one name, or a source cannot be used.
         DataError: a target has too few students, or those of several teachers.
     """
-    tasks = _tasks(job, sources)
-    by_task: dict[str, list[Record]] = defaultdict(list)
-    wanted = {task.id for task in tasks}
-    for record in job.database.scan():
-        if record.run.task in wanted and record.run.teacher is not None and record.run.recipe == job.config.student:
-            by_task[record.run.task].append(record)
-    meta = sorted(meta_ids)
+    tasks, meta = _tasks(job, sources), sorted(meta_ids)
+    by_task = _by_task(job, tasks)
     return [_target(job, task, by_task[task.id], meta) for task in tasks]
+
+
+def targets_elsewhere(job: Job) -> list[Target]:
+    """Those of evaluate.targets, which no meta task is cut from, that have students enough."""
+    tasks = [job.reader.whole_source(source) for source in job.config.evaluate.targets]
+    by_task, found = _by_task(job, tasks), []
+    for task in tasks:
+        with suppress(DataError):
+            found.append(_target(job, task, by_task[task.id], ()))
+    return found
+
+
+def _by_task(job: Job, tasks: Sequence[Task]) -> Mapping[str, list[Record]]:
+    """The records of the recipe's students on these tasks."""
+    found: dict[str, list[Record]] = defaultdict(list)
+    wanted = {task.id for task in tasks}
+    for record in job.database.scan() if tasks else ():
+        if record.run.task in wanted and record.run.teacher is not None and record.run.recipe == job.config.student:
+            found[record.run.task].append(record)
+    return found
 
 
 def freeze(job: Job, targets: Sequence[Target], *, is_anew: bool) -> None:

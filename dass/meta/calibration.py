@@ -104,6 +104,8 @@ class Calibration:
     label_noise_pct: standard deviation of a student's accuracy from run to run; None where unknown. Without it a single
     run counts as the truth, so that probabilities are of what one run shows and are nearer to 1/2.
     sampler: how the tasks' students were drawn; those that tell a new task's spread are drawn alike.
+    elsewhere: of tasks that are cut from other images than the meta tasks, by the predictor itself, which learned nothing
+    on them; each a group of its own. A task that is unlike all meta tasks is one more of these.
 
     Raises:
         DataError: there are fewer than two groups, a task is there twice, or a value is not finite or out of range.
@@ -115,12 +117,13 @@ class Calibration:
     pair_log_loss: float
     label_noise_pct: float | None = None
     sampler: Sampler = "uniform"
+    elsewhere: tuple[TaskEvidence, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.groups) < 2 or len({task.name for task in self.tasks}) < len(self.tasks):
+        if len(self.groups) < 2 or _is_twice(self.tasks) or _is_twice(self.elsewhere):
             raise DataError(
                 f"a calibration needs different tasks in at least 2 groups, got {[task.name for task in self.tasks]} in "
-                f"{len(self.groups)}; collect records of more tasks"
+                f"{len(self.groups)}, and {[task.name for task in self.elsewhere]} elsewhere; collect records of more tasks"
             )
         noise = 0.0 if self.label_noise_pct is None else self.label_noise_pct
         is_finite = all(map(math.isfinite, (self.temperature, self.pair_log_loss, noise)))
@@ -208,6 +211,12 @@ class Calibration:
             )
         return reach, float(((accuracies_pct - predicted_pct).abs() <= reach).double().mean())
 
+    def away(self, level: float, but: str = "") -> "Calibration | None":
+        """The same by the tasks elsewhere, without the one named `but`; None where they do not vouch for this level."""
+        left = tuple(task for task in self.elsewhere if task.name != but)
+        found = replace(self, tasks=left, elsewhere=()) if len(left) > 1 else None
+        return found if found is not None and found.reachable_level >= level else None
+
     def likeness(self, spread_pct: float | None = None) -> TaskLikeness:
         """The ways a new task may be, one for each held out.
 
@@ -243,21 +252,31 @@ class Calibration:
 
 
 def calibrate(
-    held_out: Sequence[HeldOut], *, label_noise_pct: float | None = None, sampler: Sampler = "uniform"
+    held_out: Sequence[HeldOut],
+    *,
+    elsewhere: Sequence[HeldOut] = (),
+    label_noise_pct: float | None = None,
+    sampler: Sampler = "uniform",
 ) -> Calibration:
     """The calibration by what was found on held-out tasks.
 
-    label_noise_pct: standard deviation of a student's accuracy from run to run, points, where it was measured. sampler:
-    how the tasks' students were drawn.
+    elsewhere: what the predictor itself said of tasks of other images, see `Calibration`. label_noise_pct: standard
+    deviation of a student's accuracy from run to run, points, where it was measured. sampler: how the tasks' students were
+    drawn.
 
     Raises:
         DataError: there are fewer than two groups, a task has fewer than MIN_STUDENTS students, or the noise is negative.
     """
-    plain = Calibration(tuple(map(_evidence, held_out)), "points", 1.0, 0.0, label_noise_pct, sampler)
+    tasks, others = tuple(map(_evidence, held_out)), tuple(map(_evidence, elsewhere))
+    plain = Calibration(tasks, "points", 1.0, 0.0, label_noise_pct, sampler, others)
     points, spread = _losses(plain.tasks, [_pairs(found) for found in held_out])
     unit: Unit = "spread" if spread.min() < points.min() - _CLEARLY else "points"
     losses = spread if unit == "spread" else points
     return replace(plain, unit=unit, temperature=TEMPERATURES[int(losses.argmin())], pair_log_loss=float(losses.min()))
+
+
+def _is_twice(tasks: Sequence[TaskEvidence]) -> bool:
+    return len({task.name for task in tasks}) < len(tasks)
 
 
 def _evidence(found: HeldOut) -> TaskEvidence:

@@ -8,7 +8,7 @@ from dass.errors import DataError, SchemaTooNewError, StoreError
 from dass.meta.calibration import Calibration, TaskEvidence
 from dass.meta.novelty import TeacherSketch
 
-CALIBRATION_VERSION = 2  # version 1 knew no sampler
+CALIBRATION_VERSION = 3  # version 1 knew no sampler, version 2 no tasks elsewhere
 
 
 def to_document(calibration: Calibration) -> dict[str, Any]:
@@ -33,6 +33,7 @@ def from_document(document: Mapping[str, Any]) -> Calibration:
         noise = fields.pop("label_noise_pct")
         return Calibration(
             tasks=tuple(_task(each) for each in _items(fields.pop("tasks"))),
+            elsewhere=tuple(_task(each) for each in _items(fields.pop("elsewhere", ()))),
             unit=fields.pop("unit"),
             temperature=_number(fields.pop("temperature")),
             pair_log_loss=_number(fields.pop("pair_log_loss")),

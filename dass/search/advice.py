@@ -23,8 +23,8 @@ class Advice:
     """Of a ranking's winner and of its task; percent and accuracy points.
 
     predicted_pct: the winner's. epochs: of the distillation after which it would have that; None where that is unknown.
-    interval_pct: where the accuracy of one run of it lies with a chance of `level`, by the tasks held out; None where
-    there were too few for that level.
+    interval_pct: where the accuracy of one run of it lies with a chance of `level`, by the tasks held out, or by
+    `num_elsewhere` tasks of other images where that is above 0; None where there were too few for that level.
     """
 
     predicted_pct: float
@@ -34,6 +34,7 @@ class Advice:
     head: HeadConfidence
     pilots: PilotPlan
     novelty: Novelty
+    num_elsewhere: int = 0
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -47,12 +48,15 @@ class Advice:
         if self.interval_pct is None:
             return f"{predicted}; too few tasks were held out for an interval of {level}."
         low, high = self.interval_pct
+        within = f"with a chance of {level} between {low:.1f} and {high:.1f} %"
+        if self.num_elsewhere:
+            return f"{predicted}, {within}, by {self.num_elsewhere} tasks of images that it never saw either."
         if self.novelty.is_unlike_all:
             return (
                 f"{predicted}. On a task like those held out it would have a chance of {level} to lie between {low:.1f} and "
                 f"{high:.1f} %; this one is unlike them, so what the chance is nobody knows."
             )
-        return f"{predicted}, with a chance of {level} between {low:.1f} and {high:.1f} %, by tasks that were held out."
+        return f"{predicted}, {within}, by tasks that were held out."
 
     @property
     def _pilots(self) -> str:
@@ -104,13 +108,15 @@ def advise(
     best_pct = float(scores_pct[scores_pct.isfinite()].max())
     head = head_confidence(calibration, scores_pct, spread_pct=spread_pct)
     unlike = novelty(calibration.teachers, sketch(scorer.map_of(teacher.student), teacher.accuracy_pct), num_classes)
+    away = calibration.away(LEVEL) if unlike.is_unlike_all else None
     is_settled = head.is_distinguishable and not unlike.is_unlike_all
     return Advice(
         predicted_pct=best_pct,
         epochs=epochs,
         level=LEVEL,
-        interval_pct=calibration.interval(best_pct, LEVEL, TOP_SHARE),
+        interval_pct=(away or calibration).interval(best_pct, LEVEL, TOP_SHARE),
         head=head,
         pilots=pilot_runs(calibration, least=0 if is_settled else 2),
         novelty=unlike,
+        num_elsewhere=0 if away is None else len(away.tasks),
     )

@@ -56,7 +56,8 @@ def train(job: Job, plan: Plan, *, keep_weights: bool = False) -> None:
     """What lanes would do with a plan, teachers first: train its runs and leave their records."""
     put_document(job.store, "plan", plan.id, plan.to_document())
     put_latest(job.store, f"plan-{plan.name}", {"plan": plan.id})
-    tasks = {task.id: task for task in job.tasks().all}
+    whole = (job.whole_source(source) for source in job.config.evaluate.targets)
+    tasks = {task.id: task for task in (*job.tasks().all, *whole)}
     groups: dict[tuple[str, str | None], list[Run]] = defaultdict(list)
     for run in pending(plan, job.database.finished_ids()):
         groups[run.task, run.teacher].append(run)

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from cluster.documents import get_latest, put_latest
+from cluster.documents import get_document, get_latest, list_documents, put_latest
 from dass.embed import Embedder, draw_noise
 from dass.meta.calibration_file import from_document
 from dass.meta.novelty import sketch
@@ -19,6 +21,7 @@ from jobs import collect
 from jobs.calibrate import known_calibration
 from jobs.config import with_settings
 from jobs.console import Console
+from jobs.evaluation_records import targets_elsewhere
 from jobs.job import Job
 from jobs.recipes import get_recipe
 from jobs.target import find_teacher
@@ -98,6 +101,31 @@ def test_what_was_held_out_is_not_held_out_again(calibrated: Path, tmp_path: Pat
     assert "hold out 3 of 3" in after.err
     assert get_latest(job.store, name) == whole
     assert json.loads(after.out) == json.loads(before.out)
+
+
+def test_targets_with_students_are_tasks_elsewhere(calibrated: Path, pets: tuple[str, Path], tmp_path: Path) -> None:
+    """What the predictor says of them is what `evaluate` finds that it says, and nothing else changes."""
+    store = shutil.copytree(calibrated, tmp_path / "store")
+    more = [MORE, "collect.target_students=6", f'evaluate.targets=["{pets[0]}"]']
+    job = Job.open(with_settings(get_recipe("smoke"), more), str(store), Console(is_json=True), dry_run=False)
+    train(job, collect.plan(job, job.tasks()))
+    settings = [part for each in more for part in ("--set", each)]
+    options = ("--recipe", "smoke", *settings, "--store", str(store), "--json")
+    sha = get_latest(job.store, "predictor", predictor=str)["predictor"]
+    before = known_calibration(job, sha)
+    answer = call("calibrate", *options)
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["elsewhere"] == ["pets"]
+    after = known_calibration(job, sha)
+    assert after is not None
+    assert replace(after, elsewhere=()) == before
+    assert call("evaluate", *options, "--methods", "dass").code == 0
+    results = [get_document(job.store, "evaluation", name) for name in list_documents(job.store, "evaluation")]
+    seed = job.config.meta.seed
+    (scored,) = (each for each in results if (each["target"], each["seed"]) == ("pets", seed))
+    (target,) = targets_elsewhere(job)
+    errors = np.subtract(target.accuracies_pct, scored["scores"])[np.argsort(scored["scores"], stable=True)[::-1]]
+    assert after.elsewhere[0].errors_pct == pytest.approx(errors, abs=1e-3)
 
 
 @pytest.fixture(scope="module")

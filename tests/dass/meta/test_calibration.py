@@ -96,6 +96,26 @@ class TestIntervals:
         levels = {1 / 6: 1.0, 0.17: 2.0, 1 / 3: 2.0, 0.34: 3.0, 2 / 3: 3.0, 0.67: None}
         assert {level: calibration.half_width_pct(level) for level in levels} == pytest.approx(levels)
 
+    def test_a_task_unlike_all_is_one_more_of_those_elsewhere(self) -> None:
+        others = [
+            HeldOut(f"set {e}", f"set {e}", TEACHER, (60.0, 59.0, 58.0), (60 + e, 59 + e, 58 + e)) for e in (2, 5, 1, 9)
+        ]
+        found = World().held_out(np.random.default_rng(19), 4, 8)
+        calibration = calibrate(found, elsewhere=others)
+        assert dataclasses.replace(calibration, elsewhere=()) == calibrate(found)
+        away = calibration.away(0.8)
+        assert away is not None
+        assert {level: away.half_width_pct(level) for level in (0.2, 0.4, 0.6, 0.8)} == pytest.approx(
+            {0.2: 1.0, 0.4: 2.0, 0.6: 5.0, 0.8: 9.0}
+        )
+        but_one = calibration.away(0.75, but="set 9")
+        assert but_one is not None
+        assert but_one.half_width_pct(0.75) == pytest.approx(5.0)
+        assert calibration.away(0.8, but="set 9") is None  # three groups vouch for 3 / 4
+        assert calibrate(found, elsewhere=others[:1]).away(0.1) is None
+        with pytest.raises(DataError, match=r"and \['set 2', 'set 2'\] elsewhere"):
+            calibrate(found, elsewhere=[others[0], others[0]])
+
     def test_a_level_that_few_tasks_cannot_vouch_for_has_no_interval(self) -> None:
         calibration = calibrate(World().held_out(np.random.default_rng(2), 5, 10))
         assert calibration.reachable_level == pytest.approx(5 / 6)
@@ -318,6 +338,8 @@ DAMAGES: dict[str, Callable[[Any], Any]] = {
     "a teacher above 100 %": set_in("tasks", 1, "teacher", "accuracy_pct", to=101.0),
     "one task alone": lambda document: document["tasks"].__delitem__(slice(1, None)),
     "tasks that are none": set_in("tasks", to=None),
+    "tasks elsewhere that are none": set_in("elsewhere", to=None),
+    "a task elsewhere that is none": set_in("elsewhere", to=[3]),
     "a task that is none": set_in("tasks", 0, to=3),
     "a name that is none": set_in("tasks", 0, "name", to=None),
     "no version": lambda document: document.pop("version"),
@@ -329,7 +351,8 @@ class TestDocuments:
 
     @pytest.mark.parametrize("noise", [0.3, None])
     def test_a_calibration_comes_back_equal_from_json(self, noise: float | None) -> None:
-        calibration = dataclasses.replace(self.CALIBRATION, label_noise_pct=noise)
+        elsewhere = self.CALIBRATION.tasks[:2]
+        calibration = dataclasses.replace(self.CALIBRATION, label_noise_pct=noise, elsewhere=elsewhere)
         document = json.loads(json.dumps(to_document(calibration), allow_nan=False))
         assert from_document(document) == calibration
 
@@ -343,6 +366,11 @@ class TestDocuments:
     def test_one_of_version_1_was_of_uniform_students(self) -> None:
         document = {**to_document(dataclasses.replace(self.CALIBRATION, sampler="macs_stratified")), "version": 1}
         assert document.pop("sampler") == "macs_stratified"
+        assert from_document(document) == self.CALIBRATION
+
+    def test_one_of_version_2_knew_no_tasks_elsewhere(self) -> None:
+        document = {**to_document(self.CALIBRATION), "version": 2}
+        assert document.pop("elsewhere") == ()
         assert from_document(document) == self.CALIBRATION
 
     def test_one_of_a_newer_version_is_told_apart(self) -> None:

@@ -85,6 +85,12 @@ def test_an_advice_in_words() -> None:
             "and 67.4 %; this one is unlike them, so what the chance is nobody knows.",
         ),
         (
+            replace(ADVICE, novelty=Novelty(2.0, ("one reason",)), num_elsewhere=7),
+            0,
+            "Predicted for the winner: 61.2 %, with a chance of 80 % between 55.0 and 67.4 %, by 7 tasks of images that it never "
+            "saw either.",
+        ),
+        (
             replace(ADVICE, novelty=Novelty(2.0, ("one reason",))),
             2,
             "On tasks held out, the winner of 30 or more students came out 1.4 points behind the best of them, the best of the "
@@ -127,6 +133,14 @@ def test_the_advice_on_a_ranking_knows_its_task_and_teacher() -> None:
     assert found is not None
     assert found.predicted_pct == 55.0
     assert found.interval_pct == calibration.interval(55.0, 0.8, 0.1)
+    assert found.num_elsewhere == 0
+    others = [
+        replace(each, accuracies_pct=tuple(value - 9 for value in each.accuracies_pct), group=each.name)
+        for each in evidence[:4]
+    ]
+    away = advise(calibrate(evidence, elsewhere=others), scorer, SPACE, TEACHER, NUM_CLASSES, scores)
+    assert away is not None
+    assert away == replace(found, interval_pct=calibrate(others).interval(55.0, 0.8, 0.1), num_elsewhere=4)
     assert any(f"{TEACHER.accuracy_pct:.1f} % is above those of all" in reason for reason in found.novelty.reasons)
     assert 0.5 < found.head.beats_runner_up < 1
     assert found.pilots == pilot_runs(calibration, least=2)
