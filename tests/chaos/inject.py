@@ -217,7 +217,7 @@ def _one_collection(
 def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The rows of all calls as Markdown, one line for each fault in the order of FAULTS."""
     sums = ("injections", "recovered", "lost", "duplicated", "wrong", "interval_exceeded", "epochs_repeated")
-    columns = ("fault", *sums, "recover_s", "longest")
+    columns = ("fault", *sums, "left behind", "recover_s", "longest")
     yield f"| {' | '.join(name.replace('_', ' ') for name in columns)} |"
     yield "| --- " * len(columns) + "|"
     for name in FAULTS:
@@ -225,7 +225,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             typical = statistics.median([row["recover_s"] for row in of for _ in range(row["injections"])])
             longest = max(row["recover_s_max"] for row in of)
             numbers = [f"{sum(row[key] for row in of):.0f}" for key in sums]
-            yield f"| {' | '.join([name, *numbers, f'{typical:.1f}', f'{longest:.1f}'])} |"
+            left = sum(len(things) for row in of for each in row["left_behind"] for things in each.values())
+            yield f"| {' | '.join([name, *numbers, str(left), f'{typical:.1f}', f'{longest:.1f}'])} |"
 
 
 def main(arguments: Sequence[str]) -> None:
