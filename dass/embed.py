@@ -46,6 +46,7 @@ NOISE_SEED = 0
 _KEPT_NOISE = Path(__file__).with_name("noise.safetensors")
 CHUNK = 250  # the most students whose maps are computed together, by one thread
 CHUNK_BYTES = 128 << 20  # of their maps of one level: as many students, as this has room for
+PIECE_BYTES = 8 << 20  # of the maps that go through a block together: larger blocks of memory are hard to use again
 FEWEST = 16  # students together, for whom images are parted where that is too little room
 WIDE = 96 * 96  # channels in times channels out, from which Winograd's filtering is the faster one on a CPU
 
@@ -320,7 +321,10 @@ class Embedder:
         where: dict[Child, Site] = {}
         for (parent_width, block, width), rows in groups.items():
             room, first = (left if width in left.maps else shelf).take(width, len(rows))
-            self._block(stage, block, _rows(maps[parent_width], rows), stride, room)
+            at_once = max(1, PIECE_BYTES // (room[0].numel() * room.element_size()))
+            for begin in range(0, len(rows), at_once):
+                piece = slice(begin, begin + at_once)
+                self._block(stage, block, _rows(maps[parent_width], rows[piece]), stride, room[piece])
             for offset, row in enumerate(rows):
                 where[parent_width, row, block, width] = (width, first + offset)
         return {**shelf.maps, **left.maps}, where
