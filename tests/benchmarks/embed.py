@@ -28,11 +28,18 @@ convolutions ran at 40 to 134 GFLOP/s a core, with them at 95 to 168); Winograd'
 4x4 (4.3 to 3.6), now of 6x6, in points that keep the error at some 1e-6 of the largest map (in the usual ones it was 1e-5, and
 not kept), together with memory that is used again from level to level (another 12 %, and no page faults); filters sliced once
 (3 %); chunks on one-thread workers (groups of one chunk on them: 4.2, as levels wait for their largest group; two processes
-in place of two threads: a tenth less, which is what Python's lock costs). Chunks of 128: as fast as 256 with 300 MB less, 64
-and 32 take 8 and 12 % longer for less sharing. Not kept: Winograd for narrower convolutions, huge pages (no difference),
-sharing first convolutions between children of other widths (2.5 % fewer FLOPs). What is left is half direct convolutions of
-64 channels and fewer, at 130 to 165 GFLOP/s a core. A process's first call, and one after convolutions of other shapes, takes
-0.3 to 1 s more: oneDNN generates a kernel for each of 700 shapes, and memory comes in fresh pages.
+in place of two threads: a tenth less, which is what Python's lock costs); more kernels kept than oneDNN would (3.8 to 3.1 where
+other shapes come in between, as here; a search of 3,000 by the predictor that ships 9.7 to 6.6; nothing for cohorts, which
+have fewer shapes); chunks of 250 in place of 128 (6 %, 300 MB more), cut by the room that their maps take, so that 64 images go
+together (of `paper5_w8` at 32 px 8.2 to 6.7) with few candidates rather than 16 with many; most work first (5 %); maps that
+leave a stage where they were made (4 %); pieces of 8 MB (no faster, 170 MB less on one thread).
+
+Not kept: Winograd for narrower convolutions (64 channels: 3 % longer), and only for many tiles (no difference); huge pages (no
+difference); sharing first convolutions between children of other widths (2.5 % fewer FLOPs); groups cut into powers of two, for
+a third fewer kernels (the first call 0.3 s less, all others 3 % longer); pieces that stay in a core's cache (1 MB: no
+difference, less: slower); narrow filters copied out of the teacher's (no difference). What is left is half direct convolutions of
+64 channels and fewer, many of them of numbers that fill no whole vector, at 130 to 165 GFLOP/s a core. A process's first call
+takes 0.3 to 0.6 s more: oneDNN generates a kernel for each of 900 shapes, and memory comes in fresh pages.
 """
 
 from collections.abc import Callable, Iterator, Sequence

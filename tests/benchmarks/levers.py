@@ -19,6 +19,10 @@ threads 0.95, so a second thread in one cohort only costs; teacher 0.85; contigu
 compiling for each student; grouped 0.48 on a CPU; evaluating every epoch takes 1.16 times as long. So a lane has one
 thread, cohorts are channels-last and share kept logits, and nothing is compiled or grouped. bfloat16 is 2.01, and a
 choice of the recipe's, since other labels come from it.
+
+Elsewhere: images that are decoded once and stay in memory, augmented by the batch, are what `strong` has over `published` in
+`cohort`. Folded batch norm and inference mode are for maps (`embed`), as a student that trains can have neither. Not weighed,
+for want of a GPU: CUDA graphs, several streams, and grouped convolutions there.
 """
 
 import argparse
