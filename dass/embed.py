@@ -45,9 +45,11 @@ keep_kernels()  # here, because it must come before the first convolution
 NOISE_SEED = 0
 _KEPT_NOISE = Path(__file__).with_name("noise.safetensors")
 CHUNK = 250  # the most students whose maps are computed together, by one thread
-CHUNK_BYTES = 128 << 20  # of their maps of one level: as many students, as this has room for
-PIECE_BYTES = 8 << 20  # of the maps that go through a block together: larger blocks of memory are hard to use again
-FEWEST = 16  # students together, for whom images are parted where that is too little room
+CHUNK_BYTES = 128 << 20  # of their maps of one level, as large as those of the first
+FEWEST = 16  # students that are computed together at least: where they have no room with all images, images are parted
+PIECE_BYTES = (
+    8 << 20
+)  # of maps that go through a block together on a CPU: larger pieces of memory are hard to use again
 WIDE = 96 * 96  # channels in times channels out, from which Winograd's filtering is the faster one on a CPU
 
 MapPrecision = Literal["float32", "bfloat16"]
@@ -256,7 +258,7 @@ class Embedder:
     @property
     def _image_bytes(self) -> int:
         """Of the map of one image that enters the first stage, the largest of one student."""
-        return self._stem[0, 0].numel() * self._stem.element_size()
+        return self._stem[0, 0].nbytes
 
     @property
     def _images_at_once(self) -> int:
@@ -298,8 +300,8 @@ class Embedder:
         ]
         ends = {row[-1] for row in rows}
         nodes = {(site, path[:end]) for site, path in zip(sites, paths, strict=True) for end in range(1, 1 + len(path))}
-        widths = [path[-1][1] for _, path in nodes]
-        left = self._shelf(stage, (width for width in widths if width in ends), scratch, f"left {stage % 2}")
+        widths = (path[-1][1] for _, path in nodes if path[-1][1] in ends)
+        left = self._shelf(stage, widths, scratch, f"left {stage % 2}")
         sites = list(sites)
         for level in range(max(map(len, paths))):
             children = {i: (*sites[i], *path[level]) for i, path in enumerate(paths) if level < len(path)}
@@ -321,7 +323,8 @@ class Embedder:
         where: dict[Child, Site] = {}
         for (parent_width, block, width), rows in groups.items():
             room, first = (left if width in left.maps else shelf).take(width, len(rows))
-            at_once = max(1, PIECE_BYTES // (room[0].numel() * room.element_size()))
+            piece_bytes = PIECE_BYTES if room.device.type == "cpu" else room.nbytes
+            at_once = max(1, piece_bytes // room[0].nbytes)
             for begin in range(0, len(rows), at_once):
                 piece = slice(begin, begin + at_once)
                 self._block(stage, block, _rows(maps[parent_width], rows[piece]), stride, room[piece])
