@@ -46,6 +46,7 @@ NOISE_SEED = 0
 _KEPT_NOISE = Path(__file__).with_name("noise.safetensors")
 CHUNK = 250  # the most students whose maps are computed together, by one thread
 CHUNK_BYTES = 128 << 20  # of their maps of one level, as large as those of the first
+STREAM_BYTES = 64 << 20  # the same where a search goes on for long: a tenth slower, and 2 GB are enough for any number
 FEWEST = 16  # students that are computed together at least: where they have no room with all images, images are parted
 PIECE_BYTES = (
     8 << 20
@@ -209,8 +210,13 @@ class Embedder:
 
     @property
     def chunk(self) -> int:
-        """How many students are computed together where nothing else is said."""
-        return min(CHUNK, max(1, CHUNK_BYTES // (self._images_at_once * self._image_bytes)))
+        """How many students `maps` and `features` compute together where nothing else is said."""
+        return self._fitting(CHUNK_BYTES)
+
+    @property
+    def stream_chunk(self) -> int:
+        """How many students `stream` computes together."""
+        return self._fitting(STREAM_BYTES)
 
     def maps(self, students: Sequence[Student], chunk: int | None = None) -> torch.Tensor:
         """float32 (n, C, H, W) of the first image, in the order of `students`; C is the width of the teacher's last block."""
@@ -232,7 +238,7 @@ class Embedder:
 
     def stream(self, students: Sequence[Student]) -> Iterator[tuple[list[int], torch.Tensor]]:
         """`maps` in chunks that share prefixes, as (indices into `students`, maps); memory is that of one chunk."""
-        for indices in cut(students, self.chunk):
+        for indices in cut(students, self.stream_chunk):
             yield indices, self._chunk([students[index] for index in indices])[:, 0].permute(0, 3, 1, 2)
 
     def _fill(
@@ -263,6 +269,9 @@ class Embedder:
     @property
     def _images_at_once(self) -> int:
         return min(self._stem.shape[1], max(1, CHUNK_BYTES // (FEWEST * self._image_bytes)))
+
+    def _fitting(self, room_bytes: int) -> int:
+        return min(CHUNK, max(1, room_bytes // (self._images_at_once * self._image_bytes)))
 
     @property
     def _num_channels(self) -> int:

@@ -1,4 +1,7 @@
-"""`calibrate`: how far the store's predictor can be trusted, by tasks held out of one meta-training after the other."""
+"""`calibrate`: how far the store's predictor can be trusted, by tasks held out of one meta-training after the other.
+
+For a task that is unlike all of these it goes by the targets of `evaluate.targets` whose students were distilled.
+"""
 
 import math
 from collections import defaultdict
@@ -22,7 +25,7 @@ from dass.predictor import load_predictor
 from dass.records import Status, content_id
 from dass.search.advice import LEVEL
 from dass.zoo.files import calibration_bytes, calibration_path
-from jobs.evaluation_records import targets_elsewhere
+from jobs.evaluation_records import Target, targets_elsewhere
 from jobs.job import Job
 from jobs.meta_train import (
     Learnable,
@@ -52,6 +55,7 @@ def run(job: Job) -> dict[str, Any]:
     if job.dry_run:
         job.console.tell(f"would hold out {len(groups)} groups of tasks, one meta-training each")
         return {"groups": len(groups), "dry_run": True}
+    targets = targets_elsewhere(job)  # now, so that images that cannot be read are told before anything is trained
     train, valid = features(job, found)
     lessons = (*train, *valid)
     cuts = folds([[lessons[index] for index in group] for group in groups])
@@ -67,16 +71,16 @@ def run(job: Job) -> dict[str, Any]:
         _keep(job, predictor, done)
         remove_checkpoints(job.store, key)
     noise, sampler = label_noise_pct(_repeats(job)), job.config.collect.sampler
-    calibration = calibrate(done, elsewhere=_elsewhere(job, predictor), label_noise_pct=noise, sampler=sampler)
+    calibration = calibrate(done, elsewhere=_elsewhere(job, predictor, targets), label_noise_pct=noise, sampler=sampler)
     _keep(job, predictor, done, calibration)
     return _told(job, calibration, _mean_spearman(done))
 
 
-def _elsewhere(job: Job, predictor: str) -> list[HeldOut]:
+def _elsewhere(job: Job, predictor: str, targets: Sequence[Target]) -> list[HeldOut]:
     """What the store's predictor says of the students of targets, which are images that it learned nothing from."""
     method = load_predictor(get_blob(job.store, predictor))
     found: list[HeldOut] = []
-    for target in targets_elsewhere(job):
+    for target in targets:
         lesson = features_of(job, target.task, target.all, job.device, target.teacher)
         found += predict(method, Fold((), (), (replace(lesson, name=target.task.name),)))
     return found

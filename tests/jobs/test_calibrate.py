@@ -128,6 +128,15 @@ def test_targets_with_students_are_tasks_elsewhere(calibrated: Path, pets: tuple
     assert after.elsewhere[0].errors_pct == pytest.approx(errors, abs=1e-3)
 
 
+def test_a_target_that_cannot_be_read_is_told_before_anything_is_trained(calibrated: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(calibrated, tmp_path / "store")
+    before = tree(store)
+    answer = call("calibrate", *SMOKE, "--set", 'evaluate.targets=["imagefolder:/nowhere"]', "--store", store)
+    assert answer.code == 2
+    assert "/nowhere" in answer.err
+    assert tree(store) == before
+
+
 @pytest.fixture(scope="module")
 def exported(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store's predictor as a file with its calibration beside it."""
