@@ -30,9 +30,9 @@ not kept), together with memory that is used again from level to level (another 
 (3 %); chunks on one-thread workers (groups of one chunk on them: 4.2, as levels wait for their largest group; two processes
 in place of two threads: a tenth less, which is what Python's lock costs); more kernels kept than oneDNN would (3.8 to 3.1 where
 other shapes come in between, as here; a search of 3,000 by the predictor that ships 9.7 to 6.6; nothing for cohorts, which
-have fewer shapes); chunks of 250 in place of 128 (6 %, 300 MB more, so not in a stream), cut by the room that their maps take, so that 64 images go
-together (of `paper5_w8` at 32 px 8.2 to 6.7) with few candidates rather than 16 with many; most work first (5 %); maps that
-leave a stage where they were made (4 %); pieces of 8 MB (no faster, 170 MB less on one thread).
+have fewer shapes); chunks of 250 in place of 128 (6 %, 300 MB more, so not in a stream), cut by the room that their maps take,
+so that 64 images go together (of `paper5_w8` at 32 px 8.2 to 6.7) with few candidates rather than 16 with many; most work first
+(5 %); maps that leave a stage where they were made (4 %); pieces of 8 MB (no faster, 170 MB less on one thread).
 
 Not kept: Winograd for narrower convolutions (64 channels: 3 % longer), and only for many tiles (no difference); huge pages (no
 difference); sharing first convolutions between children of other widths (2.5 % fewer FLOPs); groups cut into powers of two, for
