@@ -1,5 +1,6 @@
 """Batched maps against the plain path: build the student, remap the teacher's weights, run it alone."""
 
+import itertools
 import os
 import pickle
 import subprocess
@@ -10,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from dass.embed import Embedder, draw_noise, noise_sha
+from dass.cost import count_shared_macs
+from dass.embed import Embedder, cut, draw_noise, noise_sha
 from dass.errors import ConfigError
 from dass.networks import build
 from dass.precision import full_float32
@@ -40,6 +42,48 @@ def plain_map(
     network.load_state_dict(remap(state, teacher, student, mode))
     with torch.inference_mode():
         return network.eval().features(draw_noise(resolution))[0]
+
+
+def test_chunks_are_of_neighbours_of_one_size_and_the_most_work_comes_first() -> None:
+    space = get_space("paper5")
+    students = space.sample(101, generator("test", "cut"))
+    chunks = cut(students, 25)
+    assert sorted(index for indices in chunks for index in indices) == list(range(101))
+    assert {len(indices) for indices in chunks} == {20, 21}
+    work = [count_shared_macs([students[index] for index in indices], 64) for indices in chunks]
+    assert work == sorted(work, reverse=True)
+    ends = sorted([students[i].widths for i in (indices[0], indices[-1])] for indices in chunks)
+    assert all(last < first for (_, last), (first, _) in itertools.pairwise(ends))
+    assert cut([], 25) == []
+
+
+def test_so_many_students_go_together_as_their_maps_have_room() -> None:
+    space = get_space("paper5_w8")
+    state = trained_like(space.largest, 0)
+
+    def embedder(num: int, side: int) -> Embedder:
+        return Embedder(state, space.largest, torch.zeros(num, 3, side, side))
+
+    image = 32 * 32 * 8 * 4  # bytes of its map after the stem
+    assert embedder(64, 32).chunk == 2 * embedder(64, 32).stream_chunk == 2**27 // (64 * image)
+    assert embedder(1, 32).chunk == embedder(1, 32).stream_chunk == 250
+    assert embedder(2**9, 32).chunk == 16  # and images in parts
+
+
+@pytest.mark.parametrize(
+    "piece", [1, 3 * 16 * 16 * 8 * 4, 1 << 30]
+)  # one map of the first stage at a time, three, and all
+def test_maps_do_not_depend_on_how_many_go_through_a_block_together(
+    piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = get_space("paper5_w8")
+    state = trained_like(space.largest, 0)
+    students = space.sample(40, generator("test", "pieces"))
+    monkeypatch.setattr("dass.embed.PIECE_BYTES", piece)
+    maps = Embedder(state, space.largest, draw_noise(RESOLUTION)).maps(students)
+    for student, found in zip(students, maps, strict=True):
+        expected = plain_map(state, space.largest, student, "copy_paste_first")
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

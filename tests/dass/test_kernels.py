@@ -1,0 +1,40 @@
+"""More kernels than oneDNN keeps by itself; oneDNN's own log tells which it had to generate."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SHAPES = """
+import dass.embed, torch
+for _ in range(2):
+    for side in range(1, 36):
+        for channels in range(1, 33):
+            torch.nn.functional.conv2d(torch.zeros(2, channels, side, side), torch.zeros(16, channels, 3, 3), padding=1)
+    print("again", flush=True)
+"""
+NUM_SHAPES = 35 * 32  # more than the 1,024 that are kept otherwise
+
+
+def generated(**environment: str) -> list[int]:
+    """How many convolutions had to be generated, first and again."""
+    known = {name: value for name, value in os.environ.items() if not name.startswith(("ONEDNN", "DNNL"))}
+    answer = subprocess.run(
+        [sys.executable, "-c", SHAPES],
+        env={**known, "ONEDNN_VERBOSE": "profile_create", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    return [each.count("create:cache_miss,cpu,convolution") for each in answer.stdout.split("again")[:2]]
+
+
+def test_kernels_are_generated_once_unless_the_environment_says_otherwise() -> None:
+    first, again = generated()
+    if not first:
+        pytest.skip("torch's convolutions are not oneDNN's on this machine")
+    assert first > 0.9 * NUM_SHAPES
+    assert again == 0
+    assert generated(ONEDNN_PRIMITIVE_CACHE_CAPACITY="8")[1] > 0.9 * NUM_SHAPES
