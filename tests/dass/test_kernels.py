@@ -11,7 +11,9 @@ import dass.embed, torch
 for _ in range(2):
     for side in range(1, 19):
         for channels in range(1, 65):
-            torch.nn.functional.conv2d(torch.zeros(2, channels, side, side), torch.zeros(16, channels, 3, 3), padding=1)
+            sizes = (2, channels, side, side), (16, channels, 3, 3)
+            images, weight = (torch.zeros(size).to(memory_format=torch.channels_last) for size in sizes)
+            torch.nn.functional.conv2d(images, weight, padding=1)
     print("again", flush=True)
 """
 NUM_SHAPES = 18 * 64  # more than the 1,024 that are kept otherwise
@@ -22,7 +24,7 @@ def generated(**environment: str) -> list[int]:
     known = {name: value for name, value in os.environ.items() if not name.startswith(("ONEDNN", "DNNL"))}
     answer = subprocess.run(
         [sys.executable, "-c", SHAPES],
-        env={**known, "ONEDNN_VERBOSE": "profile_create", **environment},
+        env={**known, "ONEDNN_VERBOSE": "profile_create", "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
         timeout=300,
