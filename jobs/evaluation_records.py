@@ -76,7 +76,9 @@ def find_targets(job: Job, sources: Sequence[str], meta_ids: Iterable[str]) -> l
 
 def targets_elsewhere(job: Job) -> list[Target]:
     """Those of evaluate.targets, which no meta task is cut from, that have students enough."""
-    tasks = [job.reader.whole_source(source) for source in job.config.evaluate.targets]
+    if not job.config.evaluate.targets:
+        return []
+    tasks = _tasks(job, job.config.evaluate.targets)
     by_task, found = _by_task(job, tasks), []
     for task in tasks:
         with suppress(DataError):
@@ -88,7 +90,7 @@ def _by_task(job: Job, tasks: Sequence[Task]) -> Mapping[str, list[Record]]:
     """The records of the recipe's students on these tasks."""
     found: dict[str, list[Record]] = defaultdict(list)
     wanted = {task.id for task in tasks}
-    for record in job.database.scan() if tasks else ():
+    for record in job.database.scan():
         if record.run.task in wanted and record.run.teacher is not None and record.run.recipe == job.config.student:
             found[record.run.task].append(record)
     return found
