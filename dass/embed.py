@@ -48,9 +48,7 @@ CHUNK = 250  # the most students whose maps are computed together, by one thread
 CHUNK_BYTES = 128 << 20  # of their maps of one level, as large as those of the first
 STREAM_BYTES = 64 << 20  # the same where a search goes on for long: a tenth slower, and 2 GB are enough for any number
 FEWEST = 16  # students that are computed together at least: where they have no room with all images, images are parted
-PIECE_BYTES = (
-    8 << 20
-)  # of maps that go through a block together on a CPU: larger pieces of memory are hard to use again
+PIECE_BYTES = 8 << 20  # of maps that pass a block together on a CPU: larger pieces of memory are hard to use again
 WIDE = 96 * 96  # channels in times channels out, from which Winograd's filtering is the faster one on a CPU
 
 MapPrecision = Literal["float32", "bfloat16"]

@@ -70,9 +70,7 @@ def test_so_many_students_go_together_as_their_maps_have_room() -> None:
     assert embedder(2**9, 32).chunk == 16  # and images in parts
 
 
-@pytest.mark.parametrize(
-    "piece", [1, 3 * 16 * 16 * 8 * 4, 1 << 30]
-)  # one map of the first stage at a time, three, and all
+@pytest.mark.parametrize("piece", [1, 3 * 16 * 16 * 8 * 4, 1 << 30])  # one map at a time, some, and all
 def test_maps_do_not_depend_on_how_many_go_through_a_block_together(
     piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
