@@ -184,8 +184,8 @@ def _coverage(
     seeds = [seed for method in evaluation.methods if method.name == METHOD for seed in evaluation.seeds_of(method)]
     for known in calibration.elsewhere:
         if known.name == target.task.name:
-            unlike = novelty(calibration.teachers, known.teacher, target.task.num_classes).is_unlike_all
-            calibration = (calibration.away(LEVEL, but=known.name) if unlike else None) or calibration
+            unlike = novelty(calibration.teachers, known.teacher, target.task.num_classes)
+            calibration = calibration.judging(LEVEL, is_unlike_all=unlike.is_unlike_all, but=known.name)
     if calibration.reachable_level < LEVEL or not seeds:
         return None
     scores = torch.tensor([results[METHOD, seed, target.task.name].scores for seed in seeds])

@@ -217,6 +217,10 @@ class Calibration:
         found = replace(self, tasks=left, elsewhere=()) if len(left) > 1 else None
         return found if found is not None and found.reachable_level >= level else None
 
+    def judging(self, level: float, *, is_unlike_all: bool, but: str = "") -> "Calibration":
+        """What makes an interval of this level: for a task unlike all meta tasks `away`, if it vouches for it, else this."""
+        return (self.away(level, but) if is_unlike_all else None) or self
+
     def likeness(self, spread_pct: float | None = None) -> TaskLikeness:
         """The ways a new task may be, one for each held out.
 

@@ -108,15 +108,15 @@ def advise(
     best_pct = float(scores_pct[scores_pct.isfinite()].max())
     head = head_confidence(calibration, scores_pct, spread_pct=spread_pct)
     unlike = novelty(calibration.teachers, sketch(scorer.map_of(teacher.student), teacher.accuracy_pct), num_classes)
-    away = calibration.away(LEVEL) if unlike.is_unlike_all else None
+    judging = calibration.judging(LEVEL, is_unlike_all=unlike.is_unlike_all)
     is_settled = head.is_distinguishable and not unlike.is_unlike_all
     return Advice(
         predicted_pct=best_pct,
         epochs=epochs,
         level=LEVEL,
-        interval_pct=(away or calibration).interval(best_pct, LEVEL, TOP_SHARE),
+        interval_pct=judging.interval(best_pct, LEVEL, TOP_SHARE),
         head=head,
         pilots=pilot_runs(calibration, least=0 if is_settled else 2),
         novelty=unlike,
-        num_elsewhere=0 if away is None else len(away.tasks),
+        num_elsewhere=0 if judging is calibration else len(judging.tasks),
     )
