@@ -7,6 +7,8 @@ where the columns are, and then the wanted columns or groups of rows, a few roun
 import io
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,8 @@ SUFFIX = ".parquet"
 
 _TAIL_BYTES = 64 * 1024  # holds the footer of a file of 20,000 rows, and all of a small file
 _WHOLE = 0.5  # share of a file's groups from which on one read of the whole file is cheaper
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +50,16 @@ class PackedFile:
 
 
 class PackedIndex:
-    """Which row of which file is the record of a run: the one of the lowest lease, of equal ones the first by name."""
+    """Which row of which file is the record of a run: the one of the lowest lease, of equal ones the first by name.
+
+    Rows are put in order when they are first asked for: which runs there are, a resume knows without.
+    """
 
     def __init__(self, files: Iterable[PackedFile] = ()) -> None:
         self.files = tuple(sorted(files, key=lambda file: file.key))
+
+    @cached_property
+    def _chosen(self) -> "_Chosen":
         ids = _joined([file.ids for file in self.files], "S1")
         numbers = np.repeat(np.arange(len(self.files)), [len(file.ids) for file in self.files])
         rows = _joined([np.arange(len(file.ids)) for file in self.files], np.int64)
@@ -60,37 +70,48 @@ class PackedIndex:
         ids = ids[order]
         is_first = np.ones(len(ids), bool)
         is_first[1:] = ids[1:] != ids[:-1]
-        self._ids, self._numbers, self._rows = (values[is_first] for values in (ids, numbers[order], rows[order]))
+        return _Chosen(ids[is_first], numbers[order][is_first], rows[order][is_first])
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._chosen.ids)
 
     def __contains__(self, run_id: str) -> bool:
         return bool(self.has([run_id])[0])
 
     def has(self, run_ids: Sequence[str]) -> npt.NDArray[np.bool_]:
         """For each of the runs whether a packed file holds it."""
-        wanted = id_array(run_ids)
-        places = np.searchsorted(self._ids, wanted)
+        wanted, ids = id_array(run_ids), self._chosen.ids
+        places = np.searchsorted(ids, wanted)
         found = np.zeros(len(wanted), bool)
-        inside = places < len(self._ids)
-        found[inside] = self._ids[places[inside]] == wanted[inside]
+        inside = places < len(ids)
+        found[inside] = ids[places[inside]] == wanted[inside]
         return found
 
-    def run_ids(self) -> list[str]:
-        """All runs, each once."""
-        return list(self._ids.astype(str).tolist())
+    def run_ids(self) -> Iterator[str]:
+        """All runs, file by file; one that several files hold comes as often."""
+        for file in self.files:
+            yield from file.ids.astype(str).tolist()
 
     def rows(
         self, wanted: Collection[str] | None, unwanted: Collection[str] = ()
     ) -> Iterator[tuple[PackedFile, npt.NDArray[np.int64]]]:
         """The files that hold records of `wanted` runs (None: of all) that are not in `unwanted`, and in which rows."""
-        chosen = np.ones(len(self._ids), bool) if wanted is None else np.isin(self._ids, id_array(wanted))
+        ids = self._chosen.ids
+        is_asked = np.ones(len(ids), bool) if wanted is None else np.isin(ids, id_array(wanted))
         if unwanted:
-            chosen &= ~np.isin(self._ids, id_array(unwanted))
-        numbers, rows = self._numbers[chosen], self._rows[chosen]
+            is_asked &= ~np.isin(ids, id_array(unwanted))
+        numbers, rows = self._chosen.numbers[is_asked], self._chosen.rows[is_asked]
         for number in np.unique(numbers):
             yield self.files[number], np.sort(rows[numbers == number])
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """All runs in their ids' order, each once, and of each the number of its file and the row there."""
+
+    ids: npt.NDArray[np.bytes_]
+    numbers: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
 
 
 def id_array(run_ids: Collection[str]) -> npt.NDArray[np.bytes_]:
@@ -205,5 +226,5 @@ class _RangeFile(io.RawIOBase):
         return self._tail[start - self._tail_at : start - self._tail_at + length]
 
 
-def _joined(arrays: list[npt.NDArray[np.generic]], dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
+def _joined(arrays: list[npt.NDArray[_Scalar]], dtype: npt.DTypeLike) -> npt.NDArray[_Scalar]:
     return np.concatenate(arrays) if arrays else np.array([], dtype)

@@ -18,7 +18,7 @@ from dass.errors import ConfigError, ObjectNotFoundError
 from dass.evaluation import label_noise_pct
 from dass.meta.calibration import Calibration, calibrate
 from dass.meta.calibration_file import from_document, to_document
-from dass.meta.held_out import Fold, HeldOut, by_classes, check_enough, folds, predict
+from dass.meta.held_out import HeldOut, by_classes, check_enough, folds, predict
 from dass.meta.train import MetaConfig, MetaTraining
 from dass.metrics import spearman
 from dass.predictor import load_predictor
@@ -67,7 +67,7 @@ def run(job: Job) -> dict[str, Any]:
         training = MetaTraining(spec, config, fold.train, fold.valid)
         key = content_id({"calibrate": predictor, "fold": number})
         learn(job, training, key, config.episodes, f"hold out {number} of {len(cuts)}")
-        done += predict(training.best(), fold)
+        done += predict(training.best(), fold.held_out)
         _keep(job, predictor, done)
         remove_checkpoints(job.store, key)
     noise, sampler = label_noise_pct(_repeats(job)), job.config.collect.sampler
@@ -82,7 +82,7 @@ def _elsewhere(job: Job, predictor: str, targets: Sequence[Target]) -> list[Held
     found: list[HeldOut] = []
     for target in targets:
         lesson = features_of(job, target.task, target.all, job.device, target.teacher)
-        found += predict(method, Fold((), (), (replace(lesson, name=target.task.name),)))
+        found += predict(method, [replace(lesson, name=target.task.name)])
     return found
 
 

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from cluster.documents import get_latest, put_latest
@@ -75,14 +74,16 @@ def find_targets(job: Job, sources: Sequence[str], meta_ids: Iterable[str]) -> l
 
 
 def targets_elsewhere(job: Job) -> list[Target]:
-    """Those of evaluate.targets, which no meta task is cut from, that have students enough."""
+    """Those of evaluate.targets, which no meta task is cut from, that can be ranked; of others it is told why not."""
     if not job.config.evaluate.targets:
         return []
     tasks = _tasks(job, job.config.evaluate.targets)
     by_task, found = _by_task(job, tasks), []
     for task in tasks:
-        with suppress(DataError):
+        try:
             found.append(_target(job, task, by_task[task.id], ()))
+        except DataError as error:
+            job.console.tell(f"Without {task.name}: {error}.")
     return found
 
 

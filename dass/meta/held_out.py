@@ -121,14 +121,14 @@ def folds(groups: Sequence[Group], num_valid: int = 1) -> list[Fold]:
     return made
 
 
-def predict(method: MetaMethod, fold: Fold) -> tuple[HeldOut, ...]:
-    """What a method that was trained on the fold says of the tasks held out, given their teachers alone.
+def predict(method: MetaMethod, tasks: Sequence[MetaTask]) -> tuple[HeldOut, ...]:
+    """What a method says of a group of tasks that it was not trained on, given their teachers alone.
 
     A method that asks for measured students is shown some, which are left out of what is returned.
     """
-    group = " ".join(task.name for task in fold.held_out)
+    group = " ".join(task.name for task in tasks)
     found = []
-    for task in fold.held_out:
+    for task in tasks:
         shown, rest = split_support(task.num_students, method.num_support, task.name)
         students = task.students(rest)
         predicted = method.adapt(task.support(shown)).score(*students.seen)
@@ -160,7 +160,7 @@ def held_out(
         training = MetaTraining(spec, config, fold.train, fold.valid)
         for _ in training:
             pass
-        yield predict(training.best(), fold)
+        yield predict(training.best(), fold.held_out)
 
 
 def _flat(groups: Sequence[Group]) -> tuple[MetaTask, ...]:

@@ -4,9 +4,9 @@
 
 Every phase runs in a process of its own, so that its peak of memory is its own. `resume` is what a job does before it
 trains: make the plan's ids, ask the database what is finished, and take the difference; its memory is what that adds to
-the plan. With `--packed N` a store begins with N records that are compacted already, so that no N objects need to be
-written one by one. `s3` is moto's server on loopback and `ceph` a real gateway there, if Debian's packages of it are
-installed: both show round trips and not the speed of a real bucket.
+the plan with its ids, which a queue keeps in any case. With `--packed N` a store begins with N records that are compacted
+already, so that no N objects need to be written one by one. `s3` is moto's server on loopback and `ceph` a real gateway
+there, if Debian's packages of it are installed: both show round trips and not the speed of a real bucket.
 
 `ratio`: the scan before compaction over the scan after it, at most records. `limit_share` is null, because nothing here
 convolves.
@@ -140,12 +140,14 @@ def resume(store: ObjectStore, num: int, repeats: int) -> Measured:
     values, grown_mb = [], []
     for _ in range(repeats):
         planned = tuple(runs(num))
-        before_mb, began = memory_mb("VmRSS"), time.perf_counter()
-        left = pending(Plan("benchmark", planned), RunDatabase(store).finished_ids())
+        began = time.perf_counter()
+        plan = Plan("benchmark", planned)
+        before_mb = memory_mb("VmRSS")
+        left = pending(plan, RunDatabase(store).finished_ids())
         values.append(time.perf_counter() - began)
         grown_mb.append(memory_mb() - before_mb)
         assert left == []
-        del planned
+        del planned, plan
     return Measured(statistics.median(values), max(grown_mb))
 
 

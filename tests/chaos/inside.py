@@ -6,7 +6,7 @@ Ray calls `enter` when it starts a process for work; see tests/chaos/site.py.
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +28,11 @@ def order_path(folder: Path, trouble: Trouble) -> Path:
 def outcome_path(folder: Path, trouble: Trouble) -> Path:
     """The file in which the lane that failed so names its runs, the struck one first."""
     return folder / f"outcome-{trouble}"
+
+
+def curse(folder: Path, troubles: Mapping[str, Trouble]) -> None:
+    """Let these runs, by their ids, get into such trouble whenever they train, until they are cursed no more."""
+    _write(folder / "cursed.json", json.dumps(dict(troubles)))
 
 
 def set_pace(folder: Path, seconds: float) -> None:
@@ -75,7 +80,12 @@ class WatchedCohort(Cohort):
             trace.write(json.dumps(line) + "\n")
 
     def _obey(self, folder: Path) -> None:
-        """Get into the trouble that was ordered, if any."""
+        """Get into the trouble that was ordered, if any, or that a run of ours always gets into."""
+        cursed = folder / "cursed.json"
+        troubles = json.loads(cursed.read_text()) if cursed.exists() else {}
+        for run in self.runs:
+            if run.id in troubles:
+                self._get_into(troubles[run.id])
         for trouble in ("raise", "diverge", "exhaust", "hang"):
             order = order_path(folder, trouble)
             if not order.exists():

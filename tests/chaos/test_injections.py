@@ -1,6 +1,7 @@
 """The short mode of `make chaos`: some faults into one collection, and whether the judge sees what is wrong."""
 
 import json
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,12 @@ from cluster.database import RunDatabase, loose_key
 from cluster.objects import FolderStore
 from cluster.schema import record_to_json
 from dass.records import Status
+from tests.chaos import inside
 from tests.chaos.inject import inject
+from tests.chaos.inside import Trouble
+from tests.chaos.site import Collection, open_site
 from tests.chaos.trace import Trace
-from tests.chaos.verdict import look
+from tests.chaos.verdict import Seen, left_behind, look, undisturbed
 from tests.cluster.builders import make_record, make_run
 
 SHORT = {"lane killed": 1, "queue killed": 1, "S3 answers 500": 1, "student exhausts memory": 1}
@@ -27,6 +31,29 @@ def test_faults_in_a_real_collection_leave_no_trace(tmp_path: Path) -> None:
     *_, tallies = inject(SHORT, seed=0, folder=tmp_path)
     assert {tally.fault: tally.injections for tally in tallies} == SHORT
     assert [tally for tally in tallies if not tally.is_clean] == []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_students_that_always_fail_are_given_up_and_told_and_all_others_finish(tmp_path: Path) -> None:
+    collection = Collection(seed=1, students=3, epochs=2, hang_s=8.0)
+    expected = undisturbed(collection, tmp_path / "undisturbed")
+    students = sorted(run_id for run_id, record in expected.items() if record.run.teacher)
+    cursed: dict[str, Trouble] = dict(zip(students[::5], ("hang", "raise", "exhaust"), strict=True))
+    site_folder = tmp_path / "site"
+    site_folder.mkdir()
+    with open_site(site_folder, "s3") as site:
+        inside.curse(site_folder, cursed)
+        assert site.submit(collection).wait(timeout=500) == 1
+        others = frozenset(expected.keys() - cursed.keys())
+        assert look(site.store, expected, diverged=set()) == Seen(others, frozenset(), frozenset())
+        reasons = json.loads(subprocess.check_output(site.jobs("status", "--json")))["failing"]
+        assert {each["run"] for each in reasons} == cursed.keys()
+        inside.curse(site_folder, {})
+        assert site.submit(collection).wait(timeout=500) == 0
+        assert look(site.store, expected, diverged=set()) == Seen(frozenset(expected), frozenset(), frozenset())
+        assert left_behind(site) == {}
 
 
 def line(what: str, step: int, pid: int, *, time: float, run: str = "a", ended: bool = False) -> str:

@@ -98,5 +98,5 @@ def test_the_index_finds_what_it_holds_and_nothing_else(store: CountingStore) ->
 
 def test_an_empty_index_holds_nothing() -> None:
     index = PackedIndex()
-    assert (len(index), "0" * 32 in index, index.run_ids(), list(index.rows(None))) == (0, False, [], [])
+    assert (len(index), "0" * 32 in index, list(index.run_ids()), list(index.rows(None))) == (0, False, [], [])
     assert id_array([]).tolist() == []

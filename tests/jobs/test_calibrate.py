@@ -108,9 +108,11 @@ def test_targets_with_students_are_tasks_elsewhere(calibrated: Path, pets: tuple
     store = shutil.copytree(calibrated, tmp_path / "store")
     more = [MORE, "collect.target_students=6", f'evaluate.targets=["{pets[0]}"]']
     job = Job.open(with_settings(get_recipe("smoke"), more), str(store), Console(is_json=True), dry_run=False)
-    train(job, collect.plan(job, job.tasks()))
     settings = [part for each in more for part in ("--set", each)]
-    options = ("--recipe", "smoke", *settings, "--store", str(store), "--json")
+    told = ("--recipe", "smoke", *settings, "--store", str(store))
+    options = (*told, "--json")
+    assert "Without pets: a target needs at least 6 finished students to rank, got 0" in call("calibrate", *told).out
+    train(job, collect.plan(job, job.tasks()))
     sha = get_latest(job.store, "predictor", predictor=str)["predictor"]
     before = known_calibration(job, sha)
     answer = call("calibrate", *options)

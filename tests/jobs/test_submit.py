@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from cluster.database import RunDatabase
 from cluster.objects import FolderStore
+from jobs.__main__ import app
 from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,11 +120,56 @@ def test_a_driver_tells_bad_input_by_its_code(cluster: LocalCluster, tmp_path: P
 
 
 @pytest.mark.parametrize("command", ["quickstart", "meta-train --tune 2", "search --workers 1"])
-def test_other_verbs_work_as_jobs_too(command: str, cluster: LocalCluster, store: Path) -> None:
+def test_verbs_that_train_work_as_jobs(command: str, cluster: LocalCluster, store: Path) -> None:
     verb, *options = command.split()
     recipe = ("--recipe", "smoke", "--set", "tune.rungs=1")
     answer = cluster.call("submit", verb, *recipe, *options, "--store", str(store))
     assert answer.returncode == 0, answer.stdout
+
+
+@pytest.mark.slow
+def test_every_verb_works_as_a_job(cluster: LocalCluster, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    recipe = ("--recipe", "smoke", "--set", "collect.target_students=6", "--store", str(store))
+    methods = ("--seeds", "1", "--methods", "macs")
+    options: dict[str, tuple[str, ...]] = {
+        "keys": recipe[:4],
+        "data": recipe,
+        "teachers": recipe,
+        "collect": recipe,
+        "meta-train": recipe,
+        "calibrate": recipe,
+        "learning-curve": recipe,
+        "search": recipe,
+        "distil": recipe,
+        "report": recipe,
+        "quickstart": recipe,
+        "evaluate": (*recipe, *methods),
+        "ship": (*recipe, *methods, "--output", str(tmp_path / "shipped")),
+        "status": recipe,
+        "compact": ("--store", str(store), "--grace", "0"),
+        "gc": ("--store", str(store)),
+        "export": ("--store", str(store), "--output", str(tmp_path / "runs.csv")),
+    }
+    assert options.keys() == set(vars(get_command(app))["commands"])
+    for verb, some in options.items():
+        answer = cluster.call("submit", verb, *some)
+        assert answer.returncode == 0, f"{verb}: {answer.stdout}"
+    ids = {record.run.id for record in RunDatabase(FolderStore(store)).scan()}
+    rows = (tmp_path / "runs.csv").read_text().splitlines()
+    assert len(ids) == 4 + 3 * 3 + 6 + 3  # teachers, students, those of the target, the winner and its controls
+    assert len(rows) == 1 + len(ids)
+
+
+def test_a_driver_tells_failure_and_a_spent_budget_apart(cluster: LocalCluster, tmp_path: Path) -> None:
+    budget = ("--set", "budget.device_hours=1e-9")
+    spent = cluster.call("submit", "collect", "--recipe", "smoke", *budget, "--store", str(tmp_path / "spent"))
+    assert spent.returncode == 3, spent.stdout
+    store = FolderStore(tmp_path / "damaged")
+    store.put("records/packed/task/1.parquet", b"no parquet")
+    damaged = cluster.call("submit", "status", "--store", str(store.root))
+    assert damaged.returncode == 1, damaged.stdout
+    assert "1.parquet must hold" in damaged.stdout + damaged.stderr
 
 
 def test_a_stopped_collection_keeps_its_checkpoints_and_goes_on_when_submitted_again(

@@ -102,7 +102,7 @@ class TestHeldOut:
         expected = training.best()
         of = GROUPS[2][1]
         scores = expected.adapt(of.support()).score(of.maps, of.arch)
-        found = predict(expected, fold)[1]
+        found = predict(expected, fold.held_out)[1]
         assert (found.name, found.group) == ("c1", "c0 c1")
         assert found.predicted_pct == tuple(scores.tolist())
         assert found.accuracies_pct == tuple(of.targets_pct.tolist())
