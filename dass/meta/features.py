@@ -86,7 +86,7 @@ def unpack_task(data: bytes) -> MetaTask:
             explained=tensors.get("explained"),
             **{name: tensors[name] for name in _TENSORS},
         )
-    except (KeyError, TypeError, ValueError, DataError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, DataError) as error:
         raise StoreError(
             f"expected the features of a task, got a file that does not fit together ({error}); delete it, and it is "
             "computed anew from the records"

@@ -7,6 +7,7 @@ never memory without bound. Inputs are real files and texts with a few alteratio
 import argparse
 import io
 import json
+import math
 import resource
 import signal
 import sys
@@ -22,17 +23,19 @@ from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from cluster.database import RunDatabase
 from cluster.documents import get_document, get_latest, get_task
 from cluster.events import read_events
+from cluster.lane_reports import LaneReports
 from cluster.ledger import TrialLedger
 from cluster.objects import FolderStore, is_key
 from cluster.owner import Ownership
 from cluster.plan import Plan
-from cluster.schema import record_from_json, record_to_json
+from cluster.schema import decode_json, record_from_json, record_to_json
 from cluster.scores import ScoreLedger
 from cluster.tables import parquet_to_table, table_to_records
 from dass.baselines.meta_d2a import load_meta_d2a
@@ -41,6 +44,8 @@ from dass.data.decode import decode_all
 from dass.data.pack import Pack
 from dass.data.sources import read_source
 from dass.errors import DassError
+from dass.meta.calibration_file import from_document
+from dass.meta.features import unpack_task
 from dass.meta.train import MetaConfig
 from dass.meta.tuning import Trial
 from dass.networks.files import load_student
@@ -63,6 +68,9 @@ from tests.security.inputs import (
 from tests.security.site import (
     NAME,
     STUDENT,
+    calibration_json,
+    features_file,
+    lane_report,
     meta_d2a_file,
     pack_and_task,
     predictor_file,
@@ -124,6 +132,18 @@ def targets(folder: Path) -> dict[str, Target]:
         ):
             ours(partial(read, target_store(name, data)))
 
+    def lanes(data: bytes) -> None:
+        for heard in LaneReports(target_store("lanes/x.json", data)).read():
+            assert math.isfinite(heard.report.device_s)
+            assert heard.is_alive in (True, False)
+
+    def calibration(data: bytes) -> None:
+        found = from_document(decode_json(data, "x"))
+        reach = found.half_width_pct(0.8)
+        assert reach is None or math.isfinite(reach)
+        for judge in (found.judging(0.8, is_unlike_all=True), found.judging(0.8, is_unlike_all=False)):
+            assert judge.probability_better(torch.ones(1)).isfinite().all()
+
     def pack(data: bytes) -> None:
         Pack.from_bytes(data)
 
@@ -173,6 +193,9 @@ def targets(folder: Path) -> dict[str, Target]:
             lambda data: ScoreLedger(target_store(kinds["scores"].key, data), NAME).get(0, [STUDENT]),
             altered_bytes([seeds["scores"]]),
         ),
+        "report of a lane": Target(lanes, altered_json([lane_report()])),
+        "calibration": Target(calibration, altered_json([calibration_json()])),
+        "features": Target(unpack_task, altered_headers([features_file()])),
         "checkpoint": Target(lambda data: restore(run, data), altered_headers([state])),
         "student file": Target(load_student, altered_headers([student_file()])),
         "predictor": Target(load_predictor, altered_headers([predictor_file()])),

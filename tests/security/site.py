@@ -1,5 +1,7 @@
 """A small real store with one object of every kind, and for each kind the code that reads it."""
 
+import json
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -14,12 +16,14 @@ from cluster.compaction import compact
 from cluster.database import RunDatabase, loose_key
 from cluster.documents import get_document, get_latest, get_task, put_document, put_latest, put_task
 from cluster.events import EventLog, read_events
+from cluster.lane_reports import LaneReporter
 from cluster.ledger import TrialLedger
 from cluster.objects import FolderStore, ObjectStore
 from cluster.packs import get_pack, pack_key, put_pack
 from cluster.plan import Plan
 from cluster.schema import STORE_KEY, check_schema, claim_schema
 from cluster.scores import ScoreLedger
+from cluster.settings import LaneConfig
 from cluster.weights import get_blob, put_blob, put_weights
 from dass.baselines.meta_d2a import MetaD2A, MetaD2AConfig, SetPredictor
 from dass.baselines.tans import Tans, TansConfig, TansNetwork
@@ -29,6 +33,12 @@ from dass.data.splits import assign_parts, class_splits
 from dass.errors import DassError
 from dass.kd.cohort import state_position
 from dass.kd.member import Member, Position
+from dass.meta.calibration import MIN_STUDENTS, calibrate
+from dass.meta.calibration_file import to_document
+from dass.meta.episodes import MetaTask
+from dass.meta.features import pack_task
+from dass.meta.held_out import HeldOut
+from dass.meta.novelty import STATISTICS, TeacherSketch
 from dass.meta.train import MetaConfig
 from dass.meta.tuning import Trial
 from dass.networks import build
@@ -37,7 +47,7 @@ from dass.predictor import MetaPredictor, Predictor, PredictorSpec, load_predict
 from dass.records import Recipe, Run, Task
 from dass.seeding import generator
 from dass.spaces import get_space
-from tests.cluster.builders import make_record, make_run
+from tests.cluster.builders import RemoteMemoryStore, make_record, make_run
 from tests.jobs.command import tree
 
 STUDENT = get_space("smoke").smallest
@@ -93,6 +103,36 @@ def tans_file() -> bytes:
 def predictor_file() -> bytes:
     model = Predictor(SPEC, seed=0)
     return MetaPredictor(model, {name: torch.ones_like(value) for name, value in model.named_parameters()}).save()
+
+
+@cache
+def features_file() -> bytes:
+    arch, maps, accuracies_pct = torch.rand(3, 3), torch.rand(3, 4, 1, 1), torch.rand(3)
+    return pack_task(MetaTask("x", arch, maps, accuracies_pct, arch[0], maps[0], 50.0, explained=torch.rand(3)))
+
+
+@cache
+def calibration_json() -> bytes:
+    chance = random.Random(0)
+
+    def numbers(num: int) -> tuple[float, ...]:
+        return tuple(chance.uniform(10, 40) for _ in range(num))
+
+    teachers = [TeacherSketch(chance.uniform(20, 50), numbers(len(STATISTICS))) for _ in range(4)]
+    found = [
+        HeldOut(f"t{number}", f"g{number}", teacher, numbers(MIN_STUDENTS), numbers(MIN_STUDENTS))
+        for number, teacher in enumerate(teachers)
+    ]
+    return json.dumps(to_document(calibrate(found[:3], elsewhere=found[3:]))).encode()
+
+
+@cache
+def lane_report() -> bytes:
+    store = RemoteMemoryStore()
+    with LaneReporter(store, "lane-0", "queue", torch.device("cpu"), LaneConfig(report_s=60.0)):
+        pass
+    (key,) = store.list("lanes/")
+    return store.get(key)
 
 
 @cache

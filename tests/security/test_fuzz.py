@@ -8,8 +8,8 @@ INPUTS = 60
 
 NAMES = (
     "record as JSON", "records as Parquet", "documents", "events", "owner of a plan", "trial of a tuning", "scores of a search",
-    "checkpoint", "student file", "predictor", "MetaD2A", "TANS", "pack", "tensors", "data SPEC", "--set", "recipe TOML", "image",
-    "Parquet of images", "key",
+    "report of a lane", "calibration", "features", "checkpoint", "student file", "predictor", "MetaD2A", "TANS", "pack",
+    "tensors", "data SPEC", "--set", "recipe TOML", "image", "Parquet of images", "key",
 )  # fmt: skip
 
 

@@ -123,6 +123,7 @@ def test_what_students_explain_follows_the_records_and_is_kept_in_the_file() -> 
         ("teacher_arch", torch.zeros(3)),
         ("version", 2),
         ("teacher_accuracy_pct", "87.5"),
+        ("teacher_accuracy_pct", 10**400),
         ("encoder", "one without images"),
     ],
 )
