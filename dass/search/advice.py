@@ -23,8 +23,8 @@ class Advice:
     """Of a ranking's winner and of its task; percent and accuracy points.
 
     predicted_pct: the winner's. epochs: of the distillation after which it would have that; None where that is unknown.
-    interval_pct: where the accuracy of one run of it lies with a chance of `level`, by the tasks held out, or by
-    `num_elsewhere` tasks of other images where that is above 0; None where there were too few for that level.
+    interval_pct: where the accuracy of one run of it lies with a chance of `level`; None where there were too few tasks for
+    that level. It and the pilot runs go by the tasks held out, or by `num_elsewhere` of other images where that is above 0.
     """
 
     predicted_pct: float
@@ -61,8 +61,9 @@ class Advice:
     @property
     def _pilots(self) -> str:
         plan = self.pilots
+        where = f"{self.num_elsewhere} tasks of images that it never saw" if self.num_elsewhere else "tasks held out"
         found = (
-            f"On tasks held out, the winner of {plan.students} or more students came out {plan.before_pct:.1f} points behind "
+            f"On {where}, the winner of {plan.students} or more students came out {plan.before_pct:.1f} points behind "
             "the best of them"
         )
         if not plan.runs:
@@ -71,9 +72,10 @@ class Advice:
         if not plan.is_enough:
             return f"{found}, {few}: more pilot runs than that would be needed to be within {plan.within_pct:g} points."
         if plan.before_pct <= plan.within_pct:
-            reason = "this task is unlike them" if self.novelty.is_unlike_all else "this winner is not clear"
+            reason = "this task is unlike all meta tasks" if self.novelty.is_unlike_all else "this winner is not clear"
             return f"{found}, {few}: distil so many as pilot runs, as {reason}."
-        at_least = "at least so many" if self.novelty.is_unlike_all else "so many"
+        is_guess = self.novelty.is_unlike_all and not self.num_elsewhere
+        at_least = "at least so many" if is_guess else "so many"
         return f"{found}, {few}: distil {at_least} as pilot runs to be within {plan.within_pct:g} points."
 
     @property
@@ -116,7 +118,7 @@ def advise(
         level=LEVEL,
         interval_pct=judging.interval(best_pct, LEVEL, TOP_SHARE),
         head=head,
-        pilots=pilot_runs(calibration, least=0 if is_settled else 2),
+        pilots=pilot_runs(judging, least=0 if is_settled else 2),
         novelty=unlike,
         num_elsewhere=0 if judging is calibration else len(judging.tasks),
     )

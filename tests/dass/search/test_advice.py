@@ -96,6 +96,12 @@ def test_an_advice_in_words() -> None:
             "On tasks held out, the winner of 30 or more students came out 1.4 points behind the best of them, the best of the "
             "first 2 0.4: distil at least so many as pilot runs to be within 0.5 points.",
         ),
+        (
+            replace(ADVICE, novelty=Novelty(2.0, ("one reason",)), num_elsewhere=7),
+            2,
+            "On 7 tasks of images that it never saw, the winner of 30 or more students came out 1.4 points behind the best of "
+            "them, the best of the first 2 0.4: distil so many as pilot runs to be within 0.5 points.",
+        ),
     ],
 )
 def test_what_else_may_be_said(changed: Advice, place: int, sentence: str) -> None:
@@ -140,7 +146,10 @@ def test_the_advice_on_a_ranking_knows_its_task_and_teacher() -> None:
     ]
     away = advise(calibrate(evidence, elsewhere=others), scorer, SPACE, TEACHER, NUM_CLASSES, scores)
     assert away is not None
-    assert away == replace(found, interval_pct=calibrate(others).interval(55.0, 0.8, 0.1), num_elsewhere=4)
+    by_others = calibrate(others)
+    pilots = pilot_runs(by_others, least=2)
+    assert pilots != found.pilots
+    assert away == replace(found, interval_pct=by_others.interval(55.0, 0.8, 0.1), pilots=pilots, num_elsewhere=4)
     assert any(f"{TEACHER.accuracy_pct:.1f} % is above those of all" in reason for reason in found.novelty.reasons)
     assert 0.5 < found.head.beats_runner_up < 1
     assert found.pilots == pilot_runs(calibration, least=2)
