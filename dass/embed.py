@@ -254,8 +254,11 @@ class Embedder:
         def fill(indices: list[int]) -> None:
             room[indices] = read(self._chunk([students[index] for index in indices]))
 
-        with workers(self._stem.device) as each:
-            for _ in each(fill, cut(students, chunk)):
+        def macs(indices: list[int]) -> int:
+            return count_shared_macs((students[index] for index in indices), resolution=8)  # or any other
+
+        with workers(self._stem.device) as each:  # most work first: they end together
+            for _ in each(fill, sorted(cut(students, chunk), key=macs, reverse=True)):
                 pass
         return room
 
@@ -387,12 +390,7 @@ def _index(rows: list[int], like: torch.Tensor) -> torch.Tensor:
 
 
 def cut(students: Sequence[Student], chunk: int) -> list[list[int]]:
-    """The students' indices in chunks in which neighbours share prefixes, most work first, so that workers end together."""
+    """The students' indices in even chunks, in which neighbours share prefixes."""
     order = sorted(range(len(students)), key=lambda index: students[index].widths)
     num = math.ceil(len(order) / chunk)
-    chunks = [order[len(order) * number // num : len(order) * (number + 1) // num] for number in range(num)]
-    return sorted(
-        chunks,
-        key=lambda indices: count_shared_macs((students[index] for index in indices), resolution=8),  # or any other
-        reverse=True,
-    )
+    return [order[len(order) * number // num : len(order) * (number + 1) // num] for number in range(num)]
