@@ -105,7 +105,7 @@ def refusing_damage(of: str, remedy: str) -> Iterator[None]:
     """Turns what a saved state that does not fit together brings about into a StoreError; `of` names what it is of."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):  # says nothing about the state
             raise
         raise StoreError(

@@ -71,7 +71,7 @@ def read_method(data: bytes, method: str, make_spec: type[S]) -> Iterator[Method
         if name := not_finite(tensors):
             raise StoreError(f"a predictor's weights must be finite, got others in {name}; run meta-training again")
         yield MethodFile(tensors, spec, bool(file["is_selected"]))
-    except (KeyError, TypeError, RuntimeError, AttributeError, ConfigError) as error:
+    except (KeyError, TypeError, OverflowError, RuntimeError, AttributeError, ConfigError) as error:
         raise StoreError(
             f"expected a complete predictor file, got one that does not fit together ({error}); run meta-training again"
         ) from error

@@ -74,6 +74,14 @@ def test_damaged_and_foreign_files_are_store_errors() -> None:
             load_predictor(broken)
 
 
+def test_a_number_that_no_float_holds_is_damage() -> None:
+    tensors, header = unpack_tensors(meta_predictor().save())
+    for name, value in (("rate_init", 10**400), ("recipe", f'{{"lr": {10**400}}}')):
+        damaged = {**header["predictor"], "spec": {**header["predictor"]["spec"], name: value}}
+        with pytest.raises(StoreError, match="does not fit together"):
+            load_predictor(pack_tensors(tensors, {"predictor": damaged}))
+
+
 def test_a_file_of_version_1_is_still_read() -> None:
     predictor = meta_predictor()
     tensors, header = unpack_tensors(predictor.save())

@@ -34,6 +34,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "no run": lambda state: pack_tensors(tensors_of(state, ""), {"version": 1}),
     "no position": lambda state: changed(state, position={"epoch": 1, "step": 1}),
     "no curve": lambda state: changed(state, curve=[{"epoch": 1}]),
+    "beyond floats": lambda state: changed(state, init_accuracy_pct=10**400),
 }
 
 
