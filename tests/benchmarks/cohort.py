@@ -3,13 +3,13 @@
     python -m tests.benchmarks cohort [--json] [--cohorts K ...] [--device cpu|cuda] [--resolution R] [--images N]
         [--rounds R] [--threads T] [--precision float32|tf32|bfloat16]
 
-Students of `paper5` whose MACs are closest to the space's mean, so that any of them stands for all; one epoch with the
-default recipe; valid has a sixteenth of train's images and is evaluated twice, which is the share that it has in 50
-epochs with 11 evaluations of a valid part half as large as train. *published* and *strong*: see reference.py; their
-time is that of one student, because it is linear in the number. `cohort`: the first cohort of a task, which computes
-the teacher's logits. `next`: a later cohort of the same task, which finds them kept. `limit_share`: FLOPs executed
-after all sharing, over time, over the machine's best convolution rate in the same run. `gpu_utilisation_pct`: the time
-in which the GPU had a kernel to run, as nvidia-smi tells it, while the first cohort of the largest size trains.
+Students of `paper5` whose MACs are closest to the space's mean; one epoch with the default recipe; valid has a sixteenth
+of train's images and is evaluated twice, which is the share that it has in 50 epochs with 11 evaluations of a valid part
+half as large as train. *published* and *strong*: see reference.py; they train the first REFERENCES of the students one
+after the other, because students of as many MACs take different times. `cohort`: the first cohort of a task, which
+computes the teacher's logits. `next`: a later cohort of the same task, which finds them kept. `limit_share`: FLOPs
+executed after all sharing, over time, over the machine's best convolution rate in the same run. `gpu_utilisation_pct`:
+the time in which the GPU had a kernel to run, as nvidia-smi tells it, while the first cohort of the largest size trains.
 """
 
 import argparse
@@ -43,6 +43,7 @@ SPACE = get_space("paper5")
 NUM_CLASSES = 10
 NUM_DRAWN = 512  # students, of which those of average cost are taken
 TRAIN_PER_VALID = 16
+REFERENCES = 8
 UTILISATION_MS = 200  # from sample to sample
 
 
@@ -127,11 +128,17 @@ def executed_flops(site: Site, size: int, *, with_teacher: bool, evaluations: in
 
 def sides_of(site: Site, sizes: Sequence[int]) -> dict[str, Callable[[], float]]:
     """What is measured; each returns seconds."""
-    device, run = site.data.device, site.runs[0]
-    calls: dict[str, Callable[[], object]] = {
-        "published": partial(published_distil, run, site.teacher, site.train, site.valid, device),
-        "strong": partial(strong_distil, run, site.teacher, site.data),
-    }
+    device = site.data.device
+
+    def published() -> None:
+        for run in site.runs[:REFERENCES]:
+            published_distil(run, site.teacher, site.train, site.valid, device)
+
+    def strong() -> None:
+        for run in site.runs[:REFERENCES]:
+            strong_distil(run, site.teacher, site.data)
+
+    calls: dict[str, Callable[[], object]] = {"published": published, "strong": strong}
     for size in sizes:
         calls[f"cohort {size}"] = partial(train_cohort, site, size, is_first=True)
         calls[f"next {size}"] = partial(train_cohort, site, size, is_first=False)
@@ -146,7 +153,8 @@ def figures(site: Site, sizes: Sequence[int], rounds: int) -> dict[str, Any]:
     took = measure.medians(measure.alternate(sides, rounds))
     peak_mb = measure.peak_mb(device)  # before the limit takes memory of its own
     limit = measure.convolution_limit(SPACE.largest, site.data.task.resolution, device, site.runs[0].recipe.precision)
-    rates = {name: int(name.split()[1]) / s if " " in name else 1 / s for name, s in took.items()}
+    trained = {name: int(name.split()[1]) if " " in name else len(site.runs[:REFERENCES]) for name in took}
+    rates = {name: trained[name] / seconds for name, seconds in took.items()}
     shares = {
         f"{kind} {size}": executed_flops(site, size, with_teacher=kind == "cohort") / took[f"{kind} {size}"] / limit
         for size in sizes
