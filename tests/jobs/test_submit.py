@@ -162,8 +162,9 @@ def test_every_verb_works_as_a_job(cluster: LocalCluster, tmp_path: Path) -> Non
 
 
 def test_a_driver_tells_failure_and_a_spent_budget_apart(cluster: LocalCluster, tmp_path: Path) -> None:
-    budget = ("--set", "budget.device_hours=1e-9")
-    spent = cluster.call("submit", "collect", "--recipe", "smoke", *budget, "--store", str(tmp_path / "spent"))
+    collect = ("submit", "collect", "--recipe", "smoke", "--store", str(tmp_path / "store"))
+    assert cluster.call(*collect).returncode == 0
+    spent = cluster.call(*collect, "--set", "collect.students_per_task=4", "--set", "collect.max_device_hours=1e-9")
     assert spent.returncode == 3, spent.stdout
     store = FolderStore(tmp_path / "damaged")
     store.put("records/packed/task/1.parquet", b"no parquet")
