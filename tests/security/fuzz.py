@@ -35,7 +35,7 @@ from cluster.ledger import TrialLedger
 from cluster.objects import FolderStore, is_key
 from cluster.owner import Ownership
 from cluster.plan import Plan
-from cluster.schema import decode_json, record_from_json, record_to_json
+from cluster.schema import record_from_json, record_to_json
 from cluster.scores import ScoreLedger
 from cluster.tables import parquet_to_table, table_to_records
 from dass.baselines.meta_d2a import load_meta_d2a
@@ -138,7 +138,8 @@ def targets(folder: Path) -> dict[str, Target]:
             assert heard.is_alive in (True, False)
 
     def calibration(data: bytes) -> None:
-        found = from_document(decode_json(data, "x"))
+        store = target_store(f"documents/latest/{NAME}.json", data)
+        found = from_document(get_latest(store, NAME, calibration=dict[str, Any])["calibration"])
         reach = found.half_width_pct(0.8)
         assert reach is None or math.isfinite(reach)
         for judge in (found.judging(0.8, is_unlike_all=True), found.judging(0.8, is_unlike_all=False)):
