@@ -16,7 +16,7 @@ from cluster.typed import read_value
 from dass.errors import StoreError
 from dass.records import Task
 
-Kind = Literal["task", "plan", "evaluation", "features"]
+Kind = Literal["task", "plan", "evaluation", "features", "contest"]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _FOLDER = "documents"

@@ -202,6 +202,20 @@ def evaluate(
 
 
 @app.command()
+def contest(
+    recipe: RecipeOption = LEARNING, settings: SetOption = None, store: StoreOption = DEFAULT_STORE,
+    targets: TargetsOption = None, methods: MethodsOption = None, dry_run: DryRunOption = False,
+    takeover: TakeoverOption = False, is_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Let every method search in the budget on its own, distil what it ranks first, and compare the accuracies."""
+    from jobs import contest as verb
+    from jobs.evaluate import split_names
+
+    job = open_job(recipe, settings, store, None, dry_run=dry_run, is_json=is_json, takeover=takeover)
+    job.console.document(verb.run(job, names=split_names(methods or ()), sources=targets or ()))
+
+
+@app.command()
 def ship(
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="The new folder.")],
     recipe: RecipeOption = LEARNING, settings: SetOption = None, store: StoreOption = DEFAULT_STORE,

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cluster.documents import get_latest, put_latest
 from dass.errors import ConfigError, DataError, ObjectNotFoundError
@@ -68,16 +69,32 @@ def find_targets(job: Job, sources: Sequence[str], meta_ids: Iterable[str]) -> l
         ConfigError: there is no target, two have one name, or a source cannot be used.
         DataError: a target has too few students, or those of several teachers.
     """
-    tasks, meta = _tasks(job, sources), sorted(meta_ids)
+    tasks, meta = target_tasks(job, sources), sorted(meta_ids)
     by_task = _by_task(job, tasks)
     return [_target(job, task, by_task[task.id], meta) for task in tasks]
+
+
+def without_students(job: Job, task: Task, meta_ids: Iterable[str]) -> Target:
+    """A target none of whose students is distilled yet, with the recipe's teacher; arguments as `find_targets`."""
+    own: dict[str, Any] = {"target": [], "shown": 0}
+    return Target(
+        task=task,
+        teacher=teachers.run_of(job, task).id,
+        ranked=(),
+        shown=(),
+        diverged=0,
+        runs_pct=(),
+        run_ids=(),
+        own_id=content_id(own),
+        set_id=content_id({**own, "meta": sorted(meta_ids)}),
+    )
 
 
 def targets_elsewhere(job: Job) -> list[Target]:
     """Those of evaluate.targets, which no meta task is cut from, that can be ranked; of others it is told why not."""
     if not job.config.evaluate.targets:
         return []
-    tasks = _tasks(job, job.config.evaluate.targets)
+    tasks = target_tasks(job, job.config.evaluate.targets)
     by_task, found = _by_task(job, tasks), []
     for task in tasks:
         try:
@@ -124,7 +141,12 @@ def _known(job: Job, name: str) -> str | None:
         return None
 
 
-def _tasks(job: Job, sources: Sequence[str]) -> list[Task]:
+def target_tasks(job: Job, sources: Sequence[str]) -> list[Task]:
+    """All images of each source, or else the classes that the recipe keeps aside and evaluate.targets.
+
+    Raises:
+        ConfigError: there is no target, two have one name, or a source cannot be used.
+    """
     reader = job.reader
     kept = None if sources else reader.tasks().target
     tasks = [] if kept is None else [kept]

@@ -127,16 +127,30 @@ class Evaluation:
             raise damaged(key, f"scores of the records {scored.records:.80} instead of {expected}")
         return scored
 
+    def builders(
+        self, method: Method, seed: int, targets: Sequence[Target]
+    ) -> Iterator[tuple[Target, Callable[[], Scorer]]]:
+        """For each target what builds the method's scorer; a method that is learned is meta-trained first.
+
+        Call `end` when the last result is kept: until then the checkpoint of that training stays.
+        """
+        if method.learned is None:
+            yield from ((target, self._baseline(method, seed, target)) for target in targets)
+            return
+        learned = self._trained(method, method.learned, seed)
+        yield from ((target, self._adapted(method, learned, target)) for target in targets)
+
+    def end(self, method: Method, seed: int) -> None:
+        """Remove what a method's training would have gone on from."""
+        if method.learned is not None:
+            remove_checkpoints(self.job.store, self._training_key(method, seed))
+
     def _score(self, method: Method, seed: int, targets: Sequence[Target]) -> Iterator[Scored]:
-        learned = None if method.learned is None else self._trained(method, method.learned, seed)
-        for target in targets:
-            if learned is None:
-                scored = self._timed(method, seed, target, self._baseline(method, seed, target))
-            else:
-                scored = self._timed(method, seed, target, self._adapted(method, learned, target))
+        for target, build_scorer in self.builders(method, seed, targets):
+            scored = self._timed(method, seed, target, build_scorer)
             put_document(self.job.store, "evaluation", self.key_of(method, seed, target), vars(scored))
-            if learned is not None and target is targets[-1]:
-                remove_checkpoints(self.job.store, self._training_key(method, seed))
+            if target is targets[-1]:
+                self.end(method, seed)
             yield scored
 
     def _timed(self, method: Method, seed: int, target: Target, build_scorer: Callable[[], Scorer]) -> Scored:

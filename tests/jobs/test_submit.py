@@ -145,6 +145,7 @@ def test_every_verb_works_as_a_job(cluster: LocalCluster, tmp_path: Path) -> Non
         "report": recipe,
         "quickstart": recipe,
         "evaluate": (*recipe, *methods),
+        "contest": (*recipe, "--methods", "macs"),
         "ship": (*recipe, *methods, "--output", str(tmp_path / "shipped")),
         "status": recipe,
         "compact": ("--store", str(store), "--grace", "0"),
