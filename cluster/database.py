@@ -8,7 +8,7 @@ packed record wins over a loose one, and among packed ones that of the lowest le
 
 import contextlib
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from cluster.objects import ObjectStore
@@ -18,7 +18,7 @@ from cluster.parallel import PARALLEL, each
 from cluster.schema import damaged, record_from_json, record_to_json
 from cluster.tables import table_to_records
 from dass.errors import ObjectNotFoundError, StoreError
-from dass.records import Record
+from dass.records import Record, Run
 
 LOOSE = "records/loose/"
 
@@ -74,6 +74,13 @@ class RunDatabase:
         finished = set(map(loose_id, self.loose_keys()))  # loose before packed: see the top
         finished.update(self.packed().run_ids())
         return finished
+
+    def pending(self, runs: Sequence[Run]) -> list[Run]:
+        """Those of the runs that have no record, in their order; the ids of other runs are not held."""
+        left = {run.id for run in runs}
+        left.difference_update(map(loose_id, self.loose_keys()))  # loose before packed: see the top
+        left.difference_update(self.packed().run_ids())
+        return [run for run in runs if run.id in left]
 
     def get(self, run_id: str) -> Record | None:
         """The record of one run, or None when it has none."""

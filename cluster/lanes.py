@@ -21,7 +21,7 @@ from cluster.heartbeat import BEATS_PER_LEASE
 from cluster.lane import LaneJob
 from cluster.objects import ObjectStore, open_store
 from cluster.owner import Ownership
-from cluster.plan import Plan, pending, work_of
+from cluster.plan import Plan, work_of
 from cluster.queue import QueueStats
 from cluster.queue_actor import remote_queue
 from cluster.runtime import NAMESPACE, check_room, on_this_node
@@ -69,7 +69,7 @@ def run_plan(
         yield from _overtake(owner, work, 2 * settings.lease_s / BEATS_PER_LEASE)
     while (queue := _find(work)) is not None:
         yield from _look_on(queue, "another job on this cluster trains them")
-        if not pending(plan, RunDatabase(store).finished_ids()):
+        if not RunDatabase(store).pending(plan.runs):
             return
     for other in owner.claim(takeover=takeover):
         yield _nothing_known(plan, f"waiting to see whether another job lives ({other})")

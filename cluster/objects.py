@@ -16,7 +16,7 @@ from typing import Protocol
 from cluster.redact import redacted
 from dass.errors import ConfigError, ObjectNotFoundError, StoreError
 
-_KEY_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+@-]*")
+KEY_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+@-]*")
 _HIDDEN = "."  # no key part begins so; temporary files do
 _TEXTS = (".json", ".jsonl")
 MAX_TEXT_BYTES = 256 * 2**20  # a plan of a million runs has 40 MB
@@ -109,7 +109,7 @@ def open_store(url: str, patience_s: float | None = None) -> ObjectStore:
 
 def is_key(key: str) -> bool:
     """Whether `key` is legal; see ObjectStore for the rule."""
-    return all(_KEY_PART.fullmatch(part) for part in key.split("/"))
+    return all(KEY_PART.fullmatch(part) for part in key.split("/"))
 
 
 def check_key(key: str) -> str:
@@ -120,7 +120,7 @@ def check_key(key: str) -> str:
     """
     if not is_key(key):
         raise StoreError(
-            f"a key must be a relative path whose parts match {_KEY_PART.pattern}, got {key!r}; rename the object"
+            f"a key must be a relative path whose parts match {KEY_PART.pattern}, got {key!r}; rename the object"
         )
     return key
 
@@ -335,7 +335,7 @@ class FolderStore:
         with _translated("list", folder):
             try:
                 with os.scandir(folder) as entries:
-                    ours = [entry for entry in entries if _KEY_PART.fullmatch(entry.name)]
+                    ours = [entry for entry in entries if KEY_PART.fullmatch(entry.name)]
                 if linked := next((entry for entry in ours if entry.is_symlink()), None):
                     raise _foreign(linked.path)
                 folders = [f"{entry.name}/" for entry in ours if entry.is_dir(follow_symlinks=False)]

@@ -13,9 +13,10 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cluster.objects import Entry, ObjectStore, is_key
+from cluster.objects import KEY_PART, Entry, ObjectStore
 from cluster.schema import damaged
 from cluster.tables import ARROW_ERRORS, ID_COLUMNS, check_expansion, not_parquet, upgraded
 from dass.errors import ObjectNotFoundError
@@ -128,10 +129,10 @@ def read_ids(store: ObjectStore, entry: Entry) -> PackedFile:
     with _opened(store, entry) as file:
         names = [name for name in ID_COLUMNS if name in file.schema_arrow.names]
         table = upgraded(_read(file, entry, range(file.num_row_groups), names), entry.key, ID_COLUMNS)
-    names = table.column("run_id").to_pylist()
-    if not all(map(is_key, names)):
+    names = table.column("run_id")
+    if not pc.all(pc.match_substring_regex(names, rf"\A{KEY_PART.pattern}\z"), skip_nulls=False, min_count=0).as_py():
         raise damaged(entry.key, "run ids that are none")
-    ids = id_array(names)
+    ids = _bytes_of(names)
     return PackedFile(entry, ids, *(table.column(name).to_numpy().astype(np.int64) for name in ID_COLUMNS[2:]))
 
 
@@ -224,6 +225,13 @@ class _RangeFile(io.RawIOBase):
         if not self._tail:
             self._tail = self._store.get_range(self._entry.key, self._tail_at, _TAIL_BYTES)
         return self._tail[start - self._tail_at : start - self._tail_at + length]
+
+
+def _bytes_of(names: pa.ChunkedArray) -> npt.NDArray[np.bytes_]:
+    """ASCII texts as one array, without a Python object for each: padded to one length, they lie side by side."""
+    length = pc.max(pc.binary_length(names)).as_py() or 1
+    padded = pc.ascii_rpad(names, length, padding="\0").combine_chunks()
+    return np.frombuffer(padded.buffers()[2], f"S{length}", len(padded), padded.offset * length).copy()
 
 
 def _joined(arrays: list[npt.NDArray[_Scalar]], dtype: npt.DTypeLike) -> npt.NDArray[_Scalar]:

@@ -89,11 +89,6 @@ def _places(factors: Sequence[Hashable], values: Sequence[Hashable]) -> list[int
     return [place_of[value] for value in values]
 
 
-def pending(plan: Plan, finished: AbstractSet[str]) -> list[Run]:
-    """The runs of the plan that have no record yet, in the plan's order."""
-    return [run for run in plan.runs if run.id not in finished]
-
-
 def teacher_run(run: Run) -> str | None:
     """The id of the run that must be finished before this one starts; None when it can start at once."""
     return run.teacher if run.teacher and len(run.teacher) == _RUN_ID_LENGTH else None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cluster.outlines import Outline
-from cluster.plan import Plan, pending
+from cluster.plan import Plan
 from cluster.probe import Work, probe, side_by_side
 from cluster.quote import MeasuredSpeed, Pool, Quote, Range, RecordedSpeed, Speed, quote
 from cluster.runtime import device_name
@@ -37,7 +37,7 @@ class _Source:
 def run(job: Job, plan: Plan, tasks: Iterable[Task]) -> dict[str, Any]:
     """Tell what the runs of the plan that have no record will take; nothing is written."""
     outlines = job.database.outlines([run.id for run in plan.runs if run.teacher is None])
-    left = pending(plan, outlines.run_ids)
+    left = [run for run in plan.runs if run.id not in outlines.run_ids]
     by_id = {task.id: task for task in tasks}
     if not left:
         job.console.tell("Nothing is left to train.")

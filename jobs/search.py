@@ -132,4 +132,4 @@ def _dry_run(job: Job, task: Task, *, is_trained: bool) -> dict[str, Any]:
 
 def pending_teacher(job: Job, task: Task) -> bool:
     """Whether the recipe's teacher of this task is still to be trained."""
-    return teachers.run_of(job, task).id not in job.database.finished_ids()
+    return bool(job.database.pending([teachers.run_of(job, task)]))

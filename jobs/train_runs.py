@@ -5,7 +5,7 @@ from contextlib import closing
 from typing import Any
 
 from cluster.documents import put_document, put_latest
-from cluster.plan import Plan, pending
+from cluster.plan import Plan
 from cluster.queue import QueueStats
 from cluster.runtime import check_gpus, preflight, session
 from cluster.teachers import check_teachers
@@ -72,7 +72,7 @@ def train_runs(
             reasons = dict(stats.failed)
             if (limit := budget.exceeded()) is not None:
                 break
-    after = _counts(plan, pending(plan, job.database.finished_ids()))
+    after = _counts(plan, job.database.pending(plan.runs))
     _check_budget(limit, after)
     if after["pending"]:
         told = "; ".join(sorted(set(reasons.values()))[:3]) or "the lanes ended early"
@@ -85,7 +85,7 @@ def train_runs(
 
 def what_is_left(job: Job, plan: Plan) -> dict[str, int]:
     """How many runs there are, have ended and are pending; StoreError where the weights of a teacher are gone."""
-    left = pending(plan, job.database.finished_ids())
+    left = job.database.pending(plan.runs)
     check_teachers(job.database, left)
     return _counts(plan, left)
 

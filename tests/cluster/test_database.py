@@ -116,6 +116,20 @@ def test_finished_ids_read_no_loose_object_and_each_packed_file_once() -> None:
     assert store.reads == ["records/packed/task-a/1.parquet"]
 
 
+def test_pending_are_the_runs_without_a_record_in_their_order() -> None:
+    planned = [make_run(number) for number in range(9, 0, -1)]
+    store = RemoteMemoryStore()
+    assert RunDatabase(store).pending(planned) == planned
+    for run in (planned[2], planned[4], make_run(20)):
+        RunDatabase(store).add(make_record(run))
+    elsewhere = [make_record(run) for run in (planned[0], planned[4], make_run(21))]
+    store.put("records/packed/task-a/1.parquet", packed(elsewhere))
+    database = RunDatabase(store)
+    assert database.pending(planned) == [planned[number] for number in (1, 3, 5, 6, 7, 8)]
+    assert database.pending([planned[1], planned[0], planned[1]]) == [planned[1], planned[1]]
+    assert database.pending([]) == []
+
+
 @pytest.mark.parametrize("count", [0, 999, 1000, 1001])
 def test_loose_records_are_listed_before_packed_ones_and_many_of_them_in_shards(count: int) -> None:
     ids = [f"{number:08x}"[::-1] for number in range(count)]

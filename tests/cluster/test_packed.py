@@ -1,6 +1,9 @@
+import io
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cluster.database import RunDatabase
@@ -85,6 +88,35 @@ def test_a_file_of_another_length_than_listed_is_damaged(store: CountingStore) -
     store.objects[KEY] = store.objects[KEY][:-100]
     with pytest.raises(StoreError, match=r"1\.parquet must hold"):
         read_ids(store, entry)
+
+
+def ids_column(ids: list[str | None]) -> bytes:
+    """A file of one group of rows for each two of these run ids, and of leases (7, i)."""
+    rows = records_to_table([make_record(make_run(0))]).take(pa.array([0] * len(ids), pa.int64()))
+    columns = {"run_id": ids, "incarnation": [7] * len(ids), "attempt": list(range(len(ids)))}
+    for name, values in columns.items():
+        place = rows.schema.get_field_index(name)
+        rows = rows.set_column(
+            place, rows.schema.field(name).with_nullable(True), pa.array(values, rows.schema.types[place])
+        )
+    out = io.BytesIO()
+    pq.write_table(rows, out, row_group_size=2, write_page_checksum=True)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("ids", [["a"], ["aa", "b", "cccc"], ["x" * 40, "0_.=+@-", "A"], []])
+def test_ids_may_have_any_lengths(ids: list[str]) -> None:
+    store = CountingStore({KEY: ids_column([*ids])})
+    file = read_ids(store, entry_of(store))
+    assert file.ids.astype(str).tolist() == ids
+    assert (file.incarnations.tolist(), file.attempts.tolist()) == ([7] * len(ids), list(range(len(ids))))
+
+
+@pytest.mark.parametrize("wrong", ["", "a/b", "../a", "a b", "a\n", "\u00e9", "a\0", ".a", None])
+def test_a_text_that_is_no_run_id_is_damage(wrong: str | None) -> None:
+    store = CountingStore({KEY: ids_column(["a", "b", wrong])})
+    with pytest.raises(StoreError, match=r"1\.parquet"):
+        read_ids(store, entry_of(store))
 
 
 def test_the_index_finds_what_it_holds_and_nothing_else(store: CountingStore) -> None:

@@ -16,7 +16,6 @@ from cluster.plan import (
     after_failure,
     blocked,
     cut_cohorts,
-    pending,
     ready,
     teacher_run,
 )
@@ -73,15 +72,6 @@ def test_a_damaged_plan_is_refused() -> None:
     ):
         with pytest.raises(StoreError, match=r"plan \w+ must hold"):
             Plan.from_document({**document, **damage})
-
-
-def test_pending_is_the_plan_without_what_is_finished() -> None:
-    planned = tuple(make_run(number) for number in range(5))
-    assert pending(Plan("p", planned), {planned[1].id, planned[3].id, "unknown"}) == [
-        planned[0],
-        planned[2],
-        planned[4],
-    ]
 
 
 def test_students_wait_for_their_teachers_run() -> None:

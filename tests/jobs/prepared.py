@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from cluster.documents import put_document, put_latest
-from cluster.plan import Plan, pending
+from cluster.plan import Plan
 from cluster.schema import claim_schema
 from cluster.teachers import load_teacher
 from cluster.weights import put_weights
@@ -59,7 +59,7 @@ def train(job: Job, plan: Plan, *, keep_weights: bool = False) -> None:
     whole = (job.whole_source(source) for source in job.config.evaluate.targets)
     tasks = {task.id: task for task in (*job.tasks().all, *whole)}
     groups: dict[tuple[str, str | None], list[Run]] = defaultdict(list)
-    for run in pending(plan, job.database.finished_ids()):
+    for run in job.database.pending(plan.runs):
         groups[run.task, run.teacher].append(run)
     for (task_id, teacher_id), runs in groups.items():
         data = ResidentBatches.of(job.pack(tasks[task_id]), tasks[task_id])
