@@ -5,7 +5,9 @@ import math
 import re
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from cluster.documents import get_task, list_documents
 from cluster.objects import FolderStore
 from dass.networks import build
 from dass.records import Status, Student
-from dass.report.wording import brief
+from dass.report.wording import brief, duration
 from dass.seeding import generator
 from dass.threads import one_thread
 from dass.zoo import PREDICTOR, RECORDS, load
@@ -101,8 +103,8 @@ def replayed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_the_table_in_the_readme_is_what_the_shipped_records_say(replayed: dict[str, Any]) -> None:
-    lines = (ROOT / "README.md").read_text().split("\n### Results\n")[1].split("\n## ")[0].splitlines()
-    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    lines = section("Results").splitlines()
+    head, _, *rows = table(lines)
     of_all = ["method", "Spearman", "95 %", "in bands", "Kendall", "regret@1", "regret@5", "per candidate", "to adapt"]
     assert head == [*of_all, *sorted(TARGETS)]
     told = {row[0].strip("`*"): row[1:] for row in rows}
@@ -121,6 +123,41 @@ def test_the_table_in_the_readme_is_what_the_shipped_records_say(replayed: dict[
         assert times == [brief(overall[metric]["mean"]) for metric in ("seconds_per_candidate", "adapt_s")]
     redrawn = replayed["redrawn"]["dass"]["spearman"]
     assert f"they give `dass` {number(redrawn['low'])} to {number(redrawn['high'])}" in " ".join(lines)
+
+
+def test_the_table_of_searches_in_the_readme_is_what_was_measured() -> None:
+    found = json.loads((ROOT / "tests/benchmarks/results/contest.json").read_text())
+    targets = sorted(TARGETS)
+    head, _, *rows, teacher = table(section("Searches").splitlines())
+    assert head == ["ranked first by", "accuracy", "95 %", "on test", "students", "MMACs", "search", *targets]
+    assert [row[0].strip("`") for row in rows] == found["order"]
+    for name, row in zip(found["order"], rows, strict=True):
+        of_method, overall = found["methods"][name], found["overall"][name]
+        picks = [pick for target in targets for pick in of_method[target]["picks"]]
+        mean = overall["accuracy_pct"]
+        assert mean["mean"] == pytest.approx(fmean(pick["accuracy_pct"] for pick in picks))
+        assert row[1:] == [
+            number(mean["mean"], 1),
+            f"{number(mean['low'], 1)} to {number(mean['high'], 1)}",
+            number(overall["test_accuracy_pct"]["mean"], 1),
+            str(len({pick["student"] for pick in picks})),
+            number(fmean(pick["macs"] for pick in picks) / 1e6, 1),
+            duration(median(of_method[target]["search_s"] for target in targets)),
+            *(number(of_method[target]["accuracy_pct"]["mean"], 1) for target in targets),
+        ]
+    accuracies = [found["targets"][target]["teacher_accuracy_pct"] for target in targets]
+    assert teacher[1] == number(fmean(accuracies), 1)
+    assert teacher[7:] == [number(value, 1) for value in accuracies]
+
+
+def section(name: str) -> str:
+    """Of README, up to the next heading."""
+    return re.split(r"\n###? ", (ROOT / "README.md").read_text().split(f"\n### {name}\n")[1])[0]
+
+
+def table(lines: Sequence[str]) -> list[list[str]]:
+    """The cells of its rows."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
 
 
 def number(value: float | None, digits: int = 2) -> str:
