@@ -169,8 +169,7 @@ class RunDatabase:
         known = {file.key: file for file in self._index.files}
         if known.keys() != {entry.key for entry in entries}:
             new = [entry for entry in entries if entry.key not in known]
-            read = each(self.store, lambda entry: read_ids(self.store, entry), new)
-            known |= {file.key: file for file in read}
+            known |= {file.key: file for file in read_ids(self.store, new)}
             self._index = PackedIndex(known[entry.key] for entry in entries)
         return self._index
 

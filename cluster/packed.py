@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.objects import KEY_PART, Entry, ObjectStore
+from cluster.parallel import each
 from cluster.schema import damaged
 from cluster.tables import ARROW_ERRORS, ID_COLUMNS, check_expansion, not_parquet, upgraded
 from dass.errors import ObjectNotFoundError
@@ -120,15 +121,26 @@ def id_array(run_ids: Collection[str]) -> npt.NDArray[np.bytes_]:
     return np.array(list(run_ids), dtype=bytes) if run_ids else np.array([], dtype="S1")
 
 
-def read_ids(store: ObjectStore, entry: Entry) -> PackedFile:
-    """The id columns of a file.
+def read_ids(store: ObjectStore, entries: Sequence[Entry]) -> Iterator[PackedFile]:
+    """The id columns of files, in order.
+
+    Several are read at a time where each is a round trip. Arrays are made of them on one thread: what a computation takes,
+    Arrow keeps for each thread that ever did one.
 
     Raises:
-        ObjectNotFoundError: it is gone. StoreError: it is damaged, or of a newer version.
+        ObjectNotFoundError: one is gone. StoreError: one is damaged, or of a newer version.
     """
+    for entry, table in zip(entries, each(store, lambda entry: _id_columns(store, entry), entries), strict=True):
+        yield _packed_file(entry, table)
+
+
+def _id_columns(store: ObjectStore, entry: Entry) -> pa.Table:
     with _opened(store, entry) as file:
         names = [name for name in ID_COLUMNS if name in file.schema_arrow.names]
-        table = upgraded(_read(file, entry, range(file.num_row_groups), names), entry.key, ID_COLUMNS)
+        return upgraded(_read(file, entry, range(file.num_row_groups), names), entry.key, ID_COLUMNS)
+
+
+def _packed_file(entry: Entry, table: pa.Table) -> PackedFile:
     names = table.column("run_id")
     if not pc.all(pc.match_substring_regex(names, rf"\A{KEY_PART.pattern}\z"), skip_nulls=False, min_count=0).as_py():
         raise damaged(entry.key, "run ids that are none")

@@ -52,7 +52,7 @@ def entry_of(store: RemoteMemoryStore) -> Entry:
 def test_ids_are_read_in_few_ranges_and_not_the_whole_file(
     store: CountingStore, packed: tuple[list[Record], bytes]
 ) -> None:
-    file = read_ids(store, entry_of(store))
+    file = next(read_ids(store, [entry_of(store)]))
     assert file.ids.astype(str).tolist() == [record.run.id for record in packed[0]]
     assert file.attempts.tolist() == [record.provenance.attempt for record in packed[0]]
     assert file.task == "task-a"
@@ -80,14 +80,14 @@ def test_a_file_that_goes_while_it_is_read_is_not_found(store: CountingStore, lo
     store.lost_after = lost_after
     entry = entry_of(store)
     with pytest.raises(ObjectNotFoundError):
-        read_ids(store, entry)
+        list(read_ids(store, [entry]))
 
 
 def test_a_file_of_another_length_than_listed_is_damaged(store: CountingStore) -> None:
     entry = entry_of(store)
     store.objects[KEY] = store.objects[KEY][:-100]
     with pytest.raises(StoreError, match=r"1\.parquet must hold"):
-        read_ids(store, entry)
+        list(read_ids(store, [entry]))
 
 
 def ids_column(ids: list[str | None]) -> bytes:
@@ -107,7 +107,7 @@ def ids_column(ids: list[str | None]) -> bytes:
 @pytest.mark.parametrize("ids", [["a"], ["aa", "b", "cccc"], ["x" * 40, "0_.=+@-", "A"], []])
 def test_ids_may_have_any_lengths(ids: list[str]) -> None:
     store = CountingStore({KEY: ids_column([*ids])})
-    file = read_ids(store, entry_of(store))
+    file = next(read_ids(store, [entry_of(store)]))
     assert file.ids.astype(str).tolist() == ids
     assert (file.incarnations.tolist(), file.attempts.tolist()) == ([7] * len(ids), list(range(len(ids))))
 
@@ -116,7 +116,7 @@ def test_ids_may_have_any_lengths(ids: list[str]) -> None:
 def test_a_text_that_is_no_run_id_is_damage(wrong: str | None) -> None:
     store = CountingStore({KEY: ids_column(["a", "b", wrong])})
     with pytest.raises(StoreError, match=r"1\.parquet"):
-        read_ids(store, entry_of(store))
+        next(read_ids(store, [entry_of(store)]))
 
 
 def test_the_index_finds_what_it_holds_and_nothing_else(store: CountingStore) -> None:
