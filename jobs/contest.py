@@ -81,7 +81,7 @@ def run(job: Job, *, names: Sequence[str] | None = None, sources: Sequence[str] 
             f"{job.config.meta.support_students}; set it to 0"
         )
     found = learnable(job)
-    tasks = target_tasks(job, sources)
+    tasks = target_tasks(job, sources, refresh=True)
     budgets = {t.name: job.config.search.feasible_budget(job.space, t.resolution, t.num_classes) for t in tasks}
     targets = [without_students(job, task, (record.run.id for record in found.records)) for task in tasks]
     evaluation = Evaluation(job, methods, len(job.config.distil.seeds), targets, found)
@@ -95,8 +95,8 @@ def run(job: Job, *, names: Sequence[str] | None = None, sources: Sequence[str] 
         )
         return summary
     check_gpus(job.config.lanes.gpus)
-    for source in sources:
-        job.whole_source(source)  # nothing can be refused any more: keep the images
+    for source in sources or job.config.evaluate.targets:
+        job.whole_source(source, refresh=True)  # nothing can be refused any more: keep the images
     teacher_runs = {task.name: teachers.run_of(job, task) for task in tasks}
     train_runs(job, Plan("contest-teachers", tuple(teacher_runs.values())), "teachers", keep_weights=True)
     _search(evaluation, budgets, picks)

@@ -141,8 +141,8 @@ def _known(job: Job, name: str) -> str | None:
         return None
 
 
-def target_tasks(job: Job, sources: Sequence[str]) -> list[Task]:
-    """All images of each source, or else the classes that the recipe keeps aside and evaluate.targets.
+def target_tasks(job: Job, sources: Sequence[str], *, refresh: bool = False) -> list[Task]:
+    """All images of each source, read anew with `refresh`, or else the classes that the recipe keeps aside and evaluate.targets.
 
     Raises:
         ConfigError: there is no target, two have one name, or a source cannot be used.
@@ -150,7 +150,7 @@ def target_tasks(job: Job, sources: Sequence[str]) -> list[Task]:
     reader = job.reader
     kept = None if sources else reader.tasks().target
     tasks = [] if kept is None else [kept]
-    tasks += [reader.whole_source(source) for source in sources or job.config.evaluate.targets]
+    tasks += [reader.whole_source(source, refresh=refresh) for source in sources or job.config.evaluate.targets]
     if not tasks:
         raise ConfigError(
             f"an evaluation needs a target, got recipe {job.config.name} that keeps no classes aside and names no "

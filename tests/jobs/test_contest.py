@@ -17,6 +17,7 @@ from dass.records import Student
 from dass.search.budget import Budget
 from jobs.job import Job
 from tests.jobs.command import call, refusal, spawn, tree
+from tests.jobs.images import write_images
 from tests.jobs.prepared import open_smoke
 
 RATIO = 0.6
@@ -111,6 +112,19 @@ def test_a_dry_run_says_what_is_left_and_changes_nothing(contested: tuple[Path, 
         told = json.loads(call(*CONTEST, "--store", store, "--dry-run", "--json").out)
         assert told == {"searches": 6, "pending": left, "dry_run": True}
         assert tree(store) == before
+
+
+def test_a_target_of_ones_own_images_needs_nothing_but_them(store: Path, tmp_path: Path) -> None:
+    source = write_images(tmp_path / "pets", {"cat": 20, "dog": 20})
+    options = ("contest", "--recipe", "smoke", "--methods", "macs", "--set", "distil.seeds=[4]", "--data", source)
+    answer = spawn(*options, "--store", store, "--json")
+    assert answer.code == 0, answer.err
+    found = json.loads(answer.out)
+    (pick,) = found["methods"]["macs"]["pets"]["picks"]
+    (record,) = RunDatabase(FolderStore(store)).scan({pick["run"]})
+    assert record.run.task == found["targets"]["pets"]["task"]
+    assert record.run.teacher == found["targets"]["pets"]["teacher"]
+    assert record.result.best_accuracy_pct == pick["accuracy_pct"]
 
 
 @pytest.mark.parametrize(
