@@ -98,7 +98,7 @@ def test_what_is_done_is_not_done_again(contested: tuple[Path, dict[str, Any]], 
     searches = sorted((store / "documents" / "contest").iterdir())
     assert len(searches) == 1 + 1 + 2 + 2  # what draws nothing searches once
     searches[0].unlink()
-    rest = json.loads(call(*CONTEST, "--store", store, "--json").out)
+    rest = json.loads(spawn(*CONTEST, "--store", store, "--json").out)
     assert (rest["pending"], rest["searches"]) == (1, 6)
     picks = {name: [each["student"] for each in of["target"]["picks"]] for name, of in rest["methods"].items()}
     assert picks == {
